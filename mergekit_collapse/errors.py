@@ -1,0 +1,29 @@
+"""The one exception family; every message says what, where, got what, and what to do."""
+
+
+class CompatError(Exception):
+    """A merge that the gate did not let through.
+
+    ``exit_code`` is what every way in ends with; it is a property of the class,
+    so that the command line, the stock MergeKit commands and Python callers agree.
+    """
+
+    exit_code = 1
+
+
+class EvaluationError(CompatError):
+    """The merge could not be measured: unreadable, mismatched or degenerate input."""
+
+    exit_code = 1
+
+
+class InvalidRecipeError(CompatError):
+    """The recipe, its ``compat:`` block or the command line is wrong."""
+
+    exit_code = 2
+
+
+class MergeRefusedError(CompatError):
+    """The merge was measured and is over a limit of its ``compat:`` block."""
+
+    exit_code = 3

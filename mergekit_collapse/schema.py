@@ -1,0 +1,193 @@
+"""The ``compat:`` block of a recipe: its keys, their defaults and what is wrong with a bad one."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from mergekit_collapse.errors import InvalidRecipeError
+
+BUILTIN_TASK = "builtin"
+
+
+def _reject_boolean(value: Any) -> Any:
+    """YAML's ``yes`` and ``true`` would pass for 1 in Python."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is expected, got {str(value).lower()}")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """``space: hidden`` means ``space: [hidden]``."""
+    return [value] if isinstance(value, str) else value
+
+
+def _layer(value: Any) -> Any:
+    """One message for a bad layer instead of one for each branch of the union."""
+    layers = value if isinstance(value, list | tuple) else [value]
+    whole = layers and all(isinstance(k, int) and not isinstance(k, bool) for k in layers)
+    if value not in ("last", "all") and not whole:
+        raise ValueError(
+            f"last, all, a layer's number or a list of numbers is expected, got {value!r}"
+        )
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"a layer stands twice in {value!r}; name each once")
+    return tuple(value) if isinstance(value, list) else value
+
+
+Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_reject_boolean)]
+Flag = Annotated[bool, Field(strict=True)]
+SpaceName = Literal["hidden", "predictive"]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskBlock(_Block):
+    """One task of the user's own: its rows, and the expert that it belongs to."""
+
+    name: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+    model: str | None = None
+    split: str | None = None
+    text: str = "{text}"
+    target: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name == BUILTIN_TASK:
+            raise ValueError(f"{BUILTIN_TASK!r} is the name of the shipped probes; choose another")
+        return name
+
+
+class ProbesBlock(_Block):
+    """Which prompts the models are measured on."""
+
+    builtin: Flag = True
+    samples: Count = Field(default=32, ge=2)
+    max_tokens: Count = Field(default=128, ge=2)
+    seed: Count = 0
+    tasks: tuple[TaskBlock, ...] = ()
+
+    @model_validator(mode="after")
+    def _some_probes(self) -> "ProbesBlock":
+        if not self.builtin and not self.tasks:
+            raise ValueError("builtin: false leaves no probes; add tasks or remove it")
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two tasks have the name {twice[0]!r}; rename one")
+        return self
+
+
+class BudgetBlock(_Block):
+    """The limits, and which reading is held against them. Null switches a limit off."""
+
+    distortion: Annotated[Number, Field(ge=0)] | None = 0.3
+    rule: Literal["ball", "corollary", "weights"] = "ball"
+    over: Literal["pooled", "own_task"] = "pooled"
+    space: SpaceName = "hidden"
+    mds: Annotated[Number, Field(ge=1)] | None = 3.0
+    similarity: Literal["unrelated", "group_max", "group_minmax"] = "unrelated"
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> "BudgetBlock":
+        if self.distortion is None and self.mds is None:
+            raise ValueError(
+                "distortion and mds are both null, so nothing decides; give one a number"
+            )
+        if self.over == "own_task" and self.rule == "corollary":
+            raise ValueError(
+                "rule: corollary bounds pooled probes only; "
+                "use over: pooled, or rule: ball or weights"
+            )
+        return self
+
+
+class CompatBlock(_Block):
+    """The whole block. ``compat: {}`` is valid: every key has a default."""
+
+    probes: ProbesBlock = ProbesBlock()
+    space: Annotated[tuple[SpaceName, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        "hidden",
+        "predictive",
+    )
+    layer: Annotated[Literal["last", "all"] | int | tuple[int, ...], BeforeValidator(_layer)] = (
+        "last"
+    )
+    pooling: Literal["mean", "last_token", "tokens"] = "mean"
+    scale: Literal["variance", "rms", "unit", "none"] = "variance"
+    budget: BudgetBlock = BudgetBlock()
+    on_violation: Literal["abort", "warn"] = "abort"
+    report: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _budget_is_measurable(self) -> "CompatBlock":
+        if self.budget.space not in self.space:
+            raise ValueError(
+                f"budget.space is {self.budget.space!r}, "
+                f"which space: {list(self.space)} does not measure"
+            )
+        if self.budget.over == "own_task" and not any(task.model for task in self.probes.tasks):
+            raise ValueError("budget.over: own_task needs probes.tasks with model:")
+        return self
+
+
+def parse_compat(value: Any) -> CompatBlock:
+    """Validate the value of a recipe's ``compat`` key; null counts as ``{}``.
+
+    Raises:
+        InvalidRecipeError: every mistake in one message, each with its path in the YAML.
+    """
+    try:
+        return CompatBlock.model_validate({} if value is None else value)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_describe(detail) for detail in error.errors()))
+        raise InvalidRecipeError("the compat block is invalid:\n" + "\n".join(lines)) from None
+
+
+def _describe(detail: ErrorDetails) -> str:
+    """``compat.probes.sampels: unknown key; did you mean 'samples'?``"""
+    path = "compat"
+    keys: type[_Block] | None = CompatBlock
+    for part in detail["loc"][:-1] if detail["type"] == "extra_forbidden" else detail["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif keys is not None and part in keys.model_fields:
+            path += f".{part}"
+            keys = _BLOCK_OF.get(part)
+        # Anything else is the name of a union's branch, which no YAML contains.
+    if detail["type"] == "extra_forbidden":
+        name = str(detail["loc"][-1])
+        known = list(keys.model_fields) if keys is not None else []
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return f"  {path}.{name}: unknown key; {guess}Known here: {', '.join(known)}"
+    message = (
+        detail["msg"].removeprefix("Value error, ").removesuffix(" or instance of CompatBlock")
+    )
+    for pythonic, plain in _YAML_WORDS.items():
+        message = message.replace(pythonic, plain)
+    got = detail["input"]
+    # Our own messages name what they got; pydantic's do not.
+    tell = detail["type"] != "value_error" and isinstance(got, str | int | float)
+    return f"  {path}: {message[0].lower()}{message[1:]}" + (f" (got {got!r})" if tell else "")
+
+
+_YAML_WORDS = {"dictionary": "mapping", "tuple": "list", "Field required": "this key is missing"}
+_BLOCK_OF: dict[str | int, type[_Block]] = {
+    "probes": ProbesBlock,
+    "tasks": TaskBlock,
+    "budget": BudgetBlock,
+}

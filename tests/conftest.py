@@ -1,0 +1,47 @@
+"""Fixtures that many test files share: tiny models, built once in a session, never written to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+
+# The models are tiny: threads that wait for one another would be most of the time.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """The tokenizer that every tiny model is saved with."""
+    return tiny_models.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_tokenizer) -> Callable[..., Path]:
+    """``tiny_model(architecture, seed=0)``: folder of a model; see ``tiny_models.BUILDERS``."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def make(architecture: str, seed: int = 0) -> Path:
+        if (architecture, seed) not in made:
+            folder = tmp_path_factory.mktemp(f"{architecture}-{seed}") / "model"
+            made[architecture, seed] = tiny_models.save_tiny_model(
+                architecture, seed, folder, tiny_tokenizer
+            )
+        return made[architecture, seed]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def variant(tmp_path_factory) -> Callable[..., Path]:
+    """``variant(folder, noise, seed=0)``: a copy whose weights are off by ``noise`` spreads."""
+    made: dict[tuple[Path, float, int], Path] = {}
+
+    def make(source: Path, noise: float, seed: int = 0) -> Path:
+        if (source, noise, seed) not in made:
+            folder = tmp_path_factory.mktemp(f"variant-{seed}") / "model"
+            made[source, noise, seed] = tiny_models.save_variant(source, noise, seed, folder)
+        return made[source, noise, seed]
+
+    return make
