@@ -1,0 +1,80 @@
+"""Batches hold every probe once, within their limits, and say where its states are."""
+
+from itertools import starmap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergekit_collapse.batching import answer_count, make_batches, pad, plan_batches
+from mergekit_collapse.tokens import TokenizedProbe
+
+token_lists = st.lists(st.integers(1, 99), min_size=1, max_size=9).map(tuple)
+targets = st.lists(st.integers(1, 99), max_size=4).map(tuple)
+probe_lists = st.lists(st.tuples(token_lists, targets), min_size=1, max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 5)), max_size=30))
+def test_a_plan_keeps_its_limits_and_loses_nothing(items):
+    lengths, answers = [length for length, _ in items], [count for _, count in items]
+    plan = plan_batches(lengths, answers, max_tokens=40, max_answers=8)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(items)))
+    for batch in plan:
+        size = len(batch) * max(lengths[i] for i in batch)
+        assert len(batch) == 1 or (size <= 40 and sum(answers[i] for i in batch) <= 8)
+    order = [lengths[i] for batch in plan for i in batch]
+    assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_keeps_the_tokens_and_their_positions(side):
+    padded = pad([[7, 8, 9], [5]], side)
+    at = 0 if side == "right" else 2
+    assert padded.ids[0].tolist() == [7, 8, 9]
+    assert padded.ids[1, at] == 5
+    assert padded.mask.sum(dim=1).tolist() == [3, 1]
+    assert padded.starts == (0, at)
+    assert padded.positions[0].tolist() == [0, 1, 2]
+    assert padded.positions[1, at] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(probe_lists, st.sampled_from(["right", "left"]), st.booleans(), st.integers(1, 60))
+def test_a_decoder_reads_the_prompt_and_answers_from_its_last_token(
+    probes, side, answers, max_tokens
+):
+    # Not in the strategy: run-time type checks draw random numbers, which hypothesis forbids there.
+    probes = list(starmap(TokenizedProbe, probes))
+    seen = []
+    for batch in make_batches(
+        probes, answers=answers, decoder_start=None, max_tokens=max_tokens, side=side
+    ):
+        seen += batch.probes
+        for row, index in enumerate(batch.probes):
+            probe = probes[index]
+            tokens = batch.inputs.ids[row][batch.inputs.mask[row].bool()].tolist()
+            assert tokens == list(probe.prompt + (probe.target[:-1] if answers else ()))
+            assert batch.inputs.ids[row][batch.pooled[row].bool()].tolist() == list(probe.prompt)
+            at = batch.answer_positions[batch.answer_sequences == row]
+            assert len(at) == answer_count(probe)
+            if answers:
+                # The token at each answer position is the one before the token it predicts.
+                assert batch.inputs.ids[row, at].tolist() == [probe.prompt[-1], *probe.target[:-1]]
+    assert sorted(seen) == list(range(len(probes)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(probe_lists, st.sampled_from(["right", "left"]))
+def test_an_encoder_decoder_is_teacher_forced_as_transformers_shifts_labels(probes, side):
+    probes = list(starmap(TokenizedProbe, probes))
+    for batch in make_batches(probes, answers=True, decoder_start=0, max_tokens=50, side=side):
+        assert batch.decoder_inputs is not None
+        assert torch.equal(batch.pooled, batch.decoder_inputs.mask)
+        for row, index in enumerate(batch.probes):
+            probe = probes[index]
+            read = batch.decoder_inputs.ids[row][batch.pooled[row].bool()].tolist()
+            assert read == [0, *probe.target[:-1]]
+            at = batch.answer_positions[batch.answer_sequences == row]
+            assert at.tolist() == list(range(answer_count(probe)))
