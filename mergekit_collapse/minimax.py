@@ -1,0 +1,149 @@
+"""The best weights where each expert is judged on its own task, which no ball describes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.shapes import Float64, Int64
+
+GAP = 1e-8
+MAX_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Minimax:
+    """Best weights for the worst-off task.
+
+    Attributes:
+        distortion: max over tasks, at ``weights``; within 1e-8 of the largest D² of the least.
+        weights: convex, experts only; positive, if only just, where they should be 0.
+    """
+
+    distortion: float
+    weights: Float64[np.ndarray, " expert"]
+
+
+def minimax_distortion(
+    squared: Float64[np.ndarray, "task expert expert"], owner: Int64[np.ndarray, " task"]
+) -> Minimax:
+    """Weights that make the largest own-task distortion least.
+
+        min over the simplex of max_t δ_t(α),
+        δ_t(α) = Σ_j α_j D²_t[owner_t, j] - ½ Σ_jk α_j α_k D²_t[j, k]
+
+    Each δ_t is convex where Σα is fixed. Solved by a primal-dual interior point method. The
+    tangents at any weights, mixed by any shares of the tasks, bound the minimum from below, so
+    the answer proves itself.
+
+    Args:
+        squared: D² on the probes of each task, units of that task's s².
+        owner: the expert whose task it is; an expert may own several.
+
+    Raises:
+        EvaluationError: a distance is NaN or infinite, or no weights prove themselves.
+    """
+    if not np.isfinite(squared).all():
+        raise EvaluationError("own-task weights need finite distances: got NaN or infinity")
+    experts = squared.shape[1]
+    largest = float(squared.max())
+    weights = np.full(experts, 1 / experts)
+    if largest <= 0:
+        return Minimax(0.0, weights)
+    scaled = squared / largest
+    state = _Iterate.start(weights, len(owner))
+    best, lower = np.inf, -np.inf
+    for _ in range(MAX_STEPS):
+        values, slopes = _distortions(scaled, owner, state.weights)
+        if values.max() < best:
+            best, weights = float(values.max()), state.weights
+        tangent = state.share @ slopes
+        least = state.share @ (values - slopes @ state.weights) + tangent.min()
+        lower = max(lower, float(least / state.share.sum()))
+        if best - lower <= GAP / 100:
+            break
+        state = state.step(values, slopes, -np.tensordot(state.share, scaled, 1))
+    gap = best - lower
+    if not gap <= GAP:
+        raise EvaluationError(
+            f"the best own-task weights of {experts} experts are known only to {gap:.1e} of the "
+            "largest squared distance: are these squared Euclidean distances?"
+        )
+    return Minimax(best * largest, weights)
+
+
+def _distortions(
+    squared: Float64[np.ndarray, "task expert expert"],
+    owner: Int64[np.ndarray, " task"],
+    weights: Float64[np.ndarray, " expert"],
+) -> tuple[Float64[np.ndarray, " task"], Float64[np.ndarray, "task expert"]]:
+    """δ_t(α) and its gradient."""
+    own = squared[np.arange(len(owner)), owner]
+    slope = squared @ weights
+    return own @ weights - slope @ weights / 2, own - slope
+
+
+@dataclass(frozen=True)
+class _Iterate:
+    """Primal-dual interior point of: minimise w, where δ_t(α) + room_t = w, room, α >= 0."""
+
+    weights: Float64[np.ndarray, " expert"]  # α, sum 1
+    worst: float  # w
+    room: Float64[np.ndarray, " task"]
+    share: Float64[np.ndarray, " task"]  # multipliers of the tasks
+    price: Float64[np.ndarray, " expert"]  # multipliers of α >= 0
+    level: float  # multiplier of Σα = 1
+
+    @classmethod
+    def start(cls, weights: Float64[np.ndarray, " expert"], tasks: int) -> "_Iterate":
+        share, price = np.full(tasks, 1 / tasks), np.ones_like(weights)
+        return cls(weights, 1.0, np.ones(tasks), share, price, 0.0)
+
+    def step(
+        self,
+        values: Float64[np.ndarray, " task"],
+        slopes: Float64[np.ndarray, "task expert"],
+        curvature: Float64[np.ndarray, "expert expert"],
+    ) -> "_Iterate":
+        """One Newton step on the optimality conditions, a tenth of the way to complementarity."""
+        n, weights, room, share, price = (
+            len(self.weights),
+            self.weights,
+            self.room,
+            self.share,
+            self.price,
+        )
+        target = 0.1 * (room @ share + weights @ price) / (len(room) + n)
+        stiffness = share / room
+        # Room and multipliers eliminated: the unknowns are α, w and the level.
+        system = np.zeros((n + 2, n + 2))
+        system[:n, :n] = curvature + np.diag(price / weights) + (slopes.T * stiffness) @ slopes
+        system[:n, n] = system[n, :n] = -(stiffness @ slopes)
+        system[n, n] = stiffness.sum()
+        system[:n, -1] = system[-1, :n] = 1.0
+        pull = target / room + stiffness * (values + room - self.worst) - share
+        right = np.append(target / weights - self.level - (share + pull) @ slopes, 0.0)
+        right = np.append(right, 1.0 - weights.sum())
+        right[n] = (share + pull).sum() - 1.0
+        move = np.linalg.lstsq(system, right, rcond=None)[0]
+        d_weights, d_worst = move[:n], float(move[n])
+        d_room = self.worst + d_worst - values - slopes @ d_weights - room
+        d_share = target / room - share - stiffness * d_room
+        d_price = target / weights - price - price / weights * d_weights
+        primal = min(_longest(weights, d_weights), _longest(room, d_room))
+        dual = min(_longest(share, d_share), _longest(price, d_price))
+        length = min(primal, dual)
+        return _Iterate(
+            weights + length * d_weights,
+            self.worst + length * d_worst,
+            room + length * d_room,
+            share + length * d_share,
+            price + length * d_price,
+            self.level + length * float(move[-1]),
+        )
+
+
+def _longest(values: np.ndarray, change: np.ndarray) -> float:
+    """Largest step, at most 1, that leaves every value positive."""
+    falling = change < 0
+    return min(1.0, 0.99 * float((values[falling] / -change[falling]).min(initial=np.inf)))
