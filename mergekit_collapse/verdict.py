@@ -1,0 +1,172 @@
+"""From readings and limits to allow, warn or refuse, with the reasons."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergekit_collapse.errors import EvaluationError, MergeRefusedError
+from mergekit_collapse.geometry import Geometry
+from mergekit_collapse.merging_difficulty import INFINITE
+from mergekit_collapse.own_task import OwnTask
+from mergekit_collapse.schema import BudgetBlock
+
+Decision = Literal["allow", "warn", "refuse"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One limit that is passed.
+
+    Attributes:
+        rule: which limit and reading, such as ``distortion: ball`` or ``mds: unrelated``.
+        subject: the experts or the task that it is about.
+        value: the reading; None where it is infinite, with ``value_reason``.
+        limit: the recipe's.
+        advice: what the user could do.
+    """
+
+    rule: str
+    subject: str
+    value: float | None
+    value_reason: str | None
+    limit: float
+    advice: str
+
+    def __str__(self) -> str:
+        shown = self.value_reason if self.value is None else f"{self.value:.3g}"
+        over = f"{self.rule} of {self.subject} is {shown}, over the limit {self.limit:g}."
+        return f"{over} {self.advice}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the merge.
+
+    Attributes:
+        decision: ``warn`` where a limit is passed and the recipe only wants to be told.
+        exit_code: of every way in.
+        reasons: one for each limit that is passed; none under ``allow``.
+    """
+
+    decision: Decision
+    exit_code: int
+    reasons: tuple[Reason, ...]
+
+
+ALLOW = Verdict("allow", 0, ())
+
+
+def judge(
+    geometry: Geometry, budget: BudgetBlock, names: Sequence[str], *, warn_only: bool
+) -> Verdict:
+    """Hold the deciding readings against their limits.
+
+    Args:
+        geometry: of the space that ``budget.space`` names.
+        budget: limits; None switches one off.
+        names: of the experts.
+        warn_only: a passed limit warns instead of refusing.
+
+    Raises:
+        EvaluationError: a deciding reading is undefined, which is no ground to allow a merge.
+    """
+    reasons = (*_distortion(geometry, budget, names), *_difficulty(geometry, budget, names))
+    if not reasons:
+        return ALLOW
+    if warn_only:
+        return Verdict("warn", 0, reasons)
+    return Verdict("refuse", MergeRefusedError.exit_code, reasons)
+
+
+def _distortion(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -> Iterator[Reason]:
+    if budget.distortion is None:
+        return
+    own = " on own tasks" if budget.over == "own_task" else ""
+    rule = f"distortion: {budget.rule}{own}, {budget.space} space"
+    readings = _own_task_readings if own else _pooled_readings
+    for subject, value, advice in readings(geometry, budget, budget.distortion, names):
+        # Written so that a NaN refuses.
+        if not value <= budget.distortion:
+            yield Reason(rule, subject, value, None, budget.distortion, advice)
+
+
+def _pooled_readings(
+    geometry: Geometry, budget: BudgetBlock, limit: float, names: Sequence[str]
+) -> Iterator[tuple[str, float, str]]:
+    ball = geometry.ball
+    if budget.rule == "weights":
+        if geometry.predicted is None:
+            raise _undefined("rule: weights", geometry.predicted_reason)
+        advice = _fewer_experts(geometry, limit, names)
+        if ball.radius_squared <= limit:
+            shares = ", ".join(f"{n} {w:.2f}" for n, w in zip(names, ball.weights, strict=True))
+            advice = f"With the weights {shares} the worst would be {ball.radius_squared:.3g}."
+        for name, value in zip(names, geometry.predicted, strict=True):
+            yield name, value, advice
+    elif budget.rule == "corollary":
+        first, second = (names[i] for i in geometry.bounds.diameter_pair)
+        advice = _fewer_experts(geometry, limit, names)
+        yield f"{first} and {second}", geometry.bounds.corollary, advice
+    else:
+        rim = [name for name, weight in zip(names, ball.weights, strict=True) if weight > 1e-6]
+        yield ", ".join(rim), ball.radius_squared, _fewer_experts(geometry, limit, names)
+
+
+def _own_task_readings(
+    geometry: Geometry, budget: BudgetBlock, limit: float, names: Sequence[str]
+) -> Iterator[tuple[str, float, str]]:
+    own = geometry.own_task
+    if budget.rule == "weights":
+        if own.predicted_worst is None:
+            raise _undefined("over: own_task with rule: weights", own.predicted_reason)
+        for task in own.tasks:
+            if task.owner is not None and task.predicted_distortion is not None:
+                subject = f"{names[task.owner]} on {task.name}"
+                yield subject, task.predicted_distortion, _farthest(task, names)
+    else:
+        if own.minimax is None:
+            raise _undefined("over: own_task", own.minimax_reason)
+        owned = [task for task in own.tasks if task.owner is not None]
+        advice = " ".join(dict.fromkeys(_farthest(task, names) for task in owned))
+        yield ", ".join(names), own.minimax.distortion, advice
+
+
+def _farthest(task: OwnTask, names: Sequence[str]) -> str:
+    """Which expert answers a task least like its owner."""
+    if task.squared is None or task.owner is None:
+        return ""
+    row = task.squared[task.owner, : len(names)]
+    other = names[int(row.argmax())]
+    return f"On {task.name}, {other} is farthest from {names[task.owner]}: part them."
+
+
+def _difficulty(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -> Iterator[Reason]:
+    if budget.mds is None:
+        return
+    reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+    for index, (value, why) in enumerate(zip(reading.mds, reading.reasons, strict=True)):
+        if value is None and why != INFINITE:
+            raise _undefined(f"similarity: {budget.similarity}", why)
+        if value is None or not value <= budget.mds:
+            rule = f"mds: {budget.similarity}, {budget.space} space"
+            advice = f"Leave {names[index]} out, or replace it by an expert nearer to the others."
+            yield Reason(rule, names[index], value, why, budget.mds, advice)
+
+
+def _fewer_experts(geometry: Geometry, limit: float, names: Sequence[str]) -> str:
+    """The fewest merged models that are all inside the limit; none merges pairs far apart."""
+    for grouping in geometry.groups[1:]:
+        if grouping.worst_radius_squared <= limit and grouping.group_count < len(names):
+            shown = " | ".join(" + ".join(names[i] for i in group) for group in grouping.groups)
+            return (
+                f"Merge {grouping.group_count} models instead of one: {shown} "
+                f"(ball {grouping.worst_radius_squared:.3g})."
+            )
+    return "No two of these experts are inside the limit; use them apart or train them nearer."
+
+
+def _undefined(what: str, reason: str | None) -> EvaluationError:
+    return EvaluationError(
+        f"the deciding reading, {what}, is undefined: {reason}. "
+        "Choose another reading in compat.budget, or mend its cause"
+    )
