@@ -1,0 +1,57 @@
+"""The record that a gated recipe ends in: every stage's own record, and the verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mergekit_collapse.coefficients import Coefficients
+from mergekit_collapse.geometry import Geometry
+from mergekit_collapse.preflight import Preflight
+from mergekit_collapse.probes import ProbeSet
+from mergekit_collapse.recipe import Recipe
+from mergekit_collapse.states import States
+from mergekit_collapse.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All that was measured; each stage's record as the stage left it."""
+
+    probe_set: ProbeSet
+    token_digest: str
+    states: States
+    hidden: Geometry
+    predictive: Geometry | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One gated recipe, from its YAML to the verdict.
+
+    Attributes:
+        measurement: None where nothing is merged, or where it is left to MergeKit.
+        versions: of this package and of the libraries that computed the numbers.
+        timing: seconds by stage.
+    """
+
+    recipe: Recipe
+    coefficients: Coefficients | None
+    preflight: Preflight | None
+    measurement: Measurement | None
+    verdict: Verdict
+    versions: Mapping[str, str]
+    timing: Mapping[str, float]
+
+    @property
+    def deciding(self) -> Geometry | None:
+        """The geometry of the space that decides."""
+        if self.measurement is None:
+            return None
+        if self.recipe.compat.budget.space == "predictive":
+            return self.measurement.predictive
+        return self.measurement.hidden
+
+    def as_warning(self) -> "Report":
+        """The same report with a refusal turned into a warning."""
+        if self.verdict.decision != "refuse":
+            return self
+        return replace(self, verdict=Verdict("warn", 0, self.verdict.reasons))

@@ -1,0 +1,153 @@
+"""The report as a person reads it in a terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from mergekit_collapse.geometry import Geometry
+from mergekit_collapse.report import Report
+from mergekit_collapse.resampling import Interval
+
+_SHADES = " ░▒▓█"
+_NAME_WIDTH = 32
+
+
+def readings(report: Report) -> str:
+    """Experts, distances and bounds: a few lines of plain text."""
+    lines = [*_warnings(report)]
+    if (geometry := report.deciding) is not None:
+        lines += [*_experts(report, geometry), "", *_grid(report, geometry), "", _bounds(geometry)]
+        if geometry.optimistic:
+            lines.append(
+                "  Mixtures leave this space: upper bounds and predictions are optimistic."
+            )
+    return "\n".join(lines)
+
+
+def verdict(report: Report) -> str:
+    """The decision and its reasons."""
+    return "\n".join(_verdict(report))
+
+
+def printable(name: str) -> str:
+    """A name from a stranger's YAML without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    for finding in report.preflight.findings if report.preflight is not None else ():
+        yield f"warning: {printable(str(finding))}"
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
+
+
+def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
+    budget = report.recipe.compat.budget
+    reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+    names = [_short(name) for name in report.recipe.names]
+    width = max(len("expert"), *map(len, names)) + 4
+    yield (
+        f"{len(names)} experts, {report.recipe.config.merge_method}; {geometry.space} space, "
+        f"{_layers(geometry)}, pooling {geometry.pooling}, scale {geometry.scale}"
+    )
+    yield f"  {'expert':<{width}} {'weight':>7} {'MDS':>7} {'predicted':>10} {'to base':>8}"
+    weights = report.coefficients.weights if report.coefficients is not None else ()
+    to_base = geometry.squared[: len(names), len(names) :]
+    for index, name in enumerate(names):
+        weight = weights[index] if weights else None
+        score = _cell(reading.mds[index]) if reading.reasons[index] != "infinite" else "∞"
+        predicted = geometry.predicted[index] if geometry.predicted is not None else None
+        base = float(to_base[index, 0]) if to_base.size else None
+        yield (
+            f"  {f'{index + 1:>2} {name}':<{width}} {_cell(weight):>7} {score:>7} "
+            f"{_cell(predicted):>10} {_cell(base):>8}"
+        )
+    if geometry.predicted is None:
+        yield f"  No prediction: {geometry.predicted_reason}."
+    elif report.coefficients is not None and report.coefficients.note:
+        yield f"  Predicted approximately: {report.coefficients.note}."
+
+
+def _layers(geometry: Geometry) -> str:
+    layers = geometry.layers
+    return f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _grid(report: Report, geometry: Geometry) -> Iterator[str]:
+    """Squared distances; 0 is the same, 2 is unrelated."""
+    count = geometry.expert_count
+    names = [_short(name) for name in report.recipe.names]
+    width = max(map(len, names)) + 4
+    yield "  Squared distances D² (0 the same, 2 unrelated)"
+    yield " " * (width + 2) + "".join(f"{j + 1:>7}" for j in range(count))
+    for i, name in enumerate(names):
+        row = "".join(_shaded(float(geometry.squared[i, j]), i == j) for j in range(count))
+        yield f"  {f'{i + 1:>2} {name}':<{width}}{row}"
+
+
+def _shaded(value: float, diagonal: bool) -> str:
+    if diagonal:
+        return f"{'·':>7}"
+    shade = _SHADES[min(len(_SHADES) - 1, int(value / 2 * len(_SHADES)))]
+    return f" {shade}{value:>5.2f}"
+
+
+def _bounds(geometry: Geometry) -> str:
+    bounds, confidence = geometry.bounds, geometry.confidence
+    return (
+        f"  Δ² {bounds.diameter_squared:.3g}{_interval(confidence.diameter_squared)}"
+        f" · every merge ≥ {bounds.converse:.3g}"
+        f" · ball r² {geometry.ball.radius_squared:.3g}{_interval(confidence.ball_radius_squared)}"
+        f" · Jung ({bounds.jung_dimension}) {bounds.jung:.3g}"
+        f" · corollary {bounds.corollary:.3g}"
+    )
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f" [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    decision = report.verdict.decision
+    if report.measurement is None:
+        yield "ALLOWED: every slice has one source, so no two models are merged with one another."
+    elif decision == "allow":
+        yield f"ALLOWED: {_within(report)}."
+    else:
+        yield "REFUSED" if decision == "refuse" else "WARNING, over budget; merging all the same"
+        yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
+
+
+def _within(report: Report) -> str:
+    """What was held against what, so that an allowed merge is no bare yes."""
+    budget, geometry = report.recipe.compat.budget, report.deciding
+    assert geometry is not None
+    parts: Sequence[str] = []
+    if budget.distortion is not None:
+        own = budget.over == "own_task"
+        values: dict[str, float | None] = {
+            "ball": geometry.ball.radius_squared,
+            "corollary": geometry.bounds.corollary,
+            "weights": max(geometry.predicted) if geometry.predicted else None,
+        }
+        if own:
+            minimax = geometry.own_task.minimax
+            values["ball"] = minimax.distortion if minimax is not None else None
+            values["weights"] = geometry.own_task.predicted_worst
+        where = " on own tasks" if own else ""
+        parts = [
+            f"{budget.space} distortion ({budget.rule}{where}) {_cell(values[budget.rule])} "
+            f"is within {budget.distortion:g}"
+        ]
+    if budget.mds is not None:
+        reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+        worst = max(score for score in reading.mds if score is not None)
+        parts = [*parts, f"worst MDS ({budget.similarity}) {_cell(worst)} is within {budget.mds:g}"]
+    return ", ".join(parts)
