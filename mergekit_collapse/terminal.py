@@ -49,7 +49,8 @@ def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
     width = max(len("expert"), *map(len, names)) + 4
     yield (
         f"{len(names)} experts, {report.recipe.config.merge_method}; {geometry.space} space, "
-        f"{_layers(geometry)}, pooling {geometry.pooling}, scale {geometry.scale}"
+        f"{_layers(geometry)}, pooling {geometry.pooling}, scale {geometry.scale}, "
+        f"{_probe_count(report)} probes"
     )
     yield f"  {'expert':<{width}} {'weight':>7} {'MDS':>7} {'predicted':>10} {'to base':>8}"
     weights = report.coefficients.weights if report.coefficients is not None else ()
@@ -70,8 +71,14 @@ def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
 
 
 def _layers(geometry: Geometry) -> str:
+    if geometry.space == "predictive":
+        return "next-token answers"
     layers = geometry.layers
     return f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+
+
+def _probe_count(report: Report) -> int:
+    return len(report.measurement.probe_set.probes) if report.measurement is not None else 0
 
 
 def _cell(value: float | None) -> str:
@@ -93,7 +100,8 @@ def _grid(report: Report, geometry: Geometry) -> Iterator[str]:
 def _shaded(value: float, diagonal: bool) -> str:
     if diagonal:
         return f"{'·':>7}"
-    shade = _SHADES[min(len(_SHADES) - 1, int(value / 2 * len(_SHADES)))]
+    # By the distance, not its square, so that small ones can be told apart too.
+    shade = _SHADES[min(len(_SHADES) - 1, int((value / 2) ** 0.5 * len(_SHADES)))]
     return f" {shade}{value:>5.2f}"
 
 

@@ -144,13 +144,21 @@ def _difficulty(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -
     if budget.mds is None:
         return
     reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+    inside = [n for n, value in zip(names, reading.mds, strict=True) if _within(value, budget.mds)]
     for index, (value, why) in enumerate(zip(reading.mds, reading.reasons, strict=True)):
         if value is None and why != INFINITE:
             raise _undefined(f"similarity: {budget.similarity}", why)
-        if value is None or not value <= budget.mds:
+        if not _within(value, budget.mds):
             rule = f"mds: {budget.similarity}, {budget.space} space"
-            advice = f"Leave {names[index]} out, or replace it by an expert nearer to the others."
+            advice = "All of these experts are: they do not belong in one merge."
+            if inside:
+                advice = f"Leave {names[index]} out, or replace it by one nearer to the others."
             yield Reason(rule, names[index], value, why, budget.mds, advice)
+
+
+def _within(value: float | None, limit: float) -> bool:
+    """None stands for infinity here; written so that a NaN is outside."""
+    return value is not None and value <= limit
 
 
 def _fewer_experts(geometry: Geometry, limit: float, names: Sequence[str]) -> str:

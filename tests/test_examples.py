@@ -1,0 +1,36 @@
+"""The recipes under examples/ are valid, and the commented one shows the defaults."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from mergekit.config import MergeConfiguration
+
+from mergekit_collapse.recipe import build_recipe, read_recipe
+from mergekit_collapse.schema import CompatBlock
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "yaml"
+
+
+@pytest.mark.parametrize("name", ["minimal", "own-tasks", "every-key"])
+def test_an_example_is_a_valid_recipe(name):
+    assert len(read_recipe(EXAMPLES / f"{name}.yml").experts) == 2
+
+
+def test_every_document_of_the_multi_example_is_valid():
+    documents = list(yaml.safe_load_all((EXAMPLES / "multi.yml").read_text(encoding="utf-8")))
+    for document in documents:
+        block = document.pop("compat")
+        document.pop("name", None)
+        read = build_recipe(MergeConfiguration.model_validate(document), block)
+        assert len(read.experts) == 2
+
+
+def test_the_commented_example_shows_every_key_with_its_default():
+    text = (EXAMPLES / "every-key.yml").read_text(encoding="utf-8")
+    block = yaml.safe_load(text)["compat"]
+    assert read_recipe(EXAMPLES / "every-key.yml").compat == CompatBlock()
+    for keys, model in ((block, CompatBlock), (block["probes"], None), (block["budget"], None)):
+        known = model or type(getattr(CompatBlock(), "probes" if "tasks" in keys else "budget"))
+        for key in known.model_fields:
+            assert key in keys or f"# {key}:" in text
