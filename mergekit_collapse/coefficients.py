@@ -1,5 +1,6 @@
 """From a method's own weights to the combination of hidden states that they stand for."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class _Combination:
 
 
 def recipe_coefficients(recipe: Recipe) -> Coefficients:
-    """Map the weights of a recipe to coefficients over experts and base (design of the bounds).
+    """Map the weights of a recipe to coefficients over experts and base.
 
         linear, normalised:      α_i = w_i / Σw
         task arithmetic:         α_i = λ w_i (with normalize: λ w_i / Σw),  α_0 = 1 − Σα
@@ -56,7 +57,7 @@ def recipe_coefficients(recipe: Recipe) -> Coefficients:
     way to the value that holds for all other tensors; each of these is named in ``note``.
 
     Raises:
-        InvalidRecipeError: a parameter that the method needs is missing or malformed.
+        InvalidRecipeError: a parameter that the method needs is missing, malformed or not finite.
     """
     merged = [group for group in recipe.groups if len(group.sources) > 1]
     parts = [_combine(recipe.config.merge_method, group) for group in merged]
@@ -64,6 +65,9 @@ def recipe_coefficients(recipe: Recipe) -> Coefficients:
     for part in parts:
         if part.alpha is None:
             return Coefficients(None, weights, exact=False, note=part.note)
+        if not part.alpha.keys() <= set(recipe.models):
+            note = f"the slices have several bases, of which only {recipe.base} is measured"
+            return Coefficients(None, weights, exact=False, note=note)
     notes = list(dict.fromkeys(part.note for part in parts if part.note))
     shares = np.array([group.layers or 1 for group in merged], dtype=np.float64)
     rows = np.array([[(p.alpha or {}).get(m, 0.0) for m in recipe.models] for p in parts])
@@ -114,6 +118,11 @@ class _Reader:
                 f"{self.group.label}: the parameter {name!r} has the value {setting!r}: {error}"
             ) from None
         values = [v for v in values if v is not None]
+        if not all(math.isfinite(v) for v in values if isinstance(v, float)):
+            raise InvalidRecipeError(
+                f"{self.group.label}: the parameter {name!r} has the value {setting!r}; "
+                "give it a finite number"
+            )
         if len(set(values)) > 1:
             self.notes[f"the gradient of {name} is averaged over depth"] = None
         return values

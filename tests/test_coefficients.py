@@ -118,6 +118,26 @@ def test_a_missing_weight_is_told():
         coefficients(merge_method="linear", **models(1, None))
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), [0.5, float("nan")]])
+def test_a_weight_that_is_not_finite_is_told(weight):
+    with pytest.raises(InvalidRecipeError, match="'weight' has the value .* a finite number"):
+        coefficients(merge_method="linear", **models(weight, 1))
+
+
+def test_slices_of_several_bases_have_no_combination():
+    def part(start, base):
+        sources = [{"model": m, "layer_range": [start, start + 1]} for m in ("a", base)]
+        return {"base_model": base, "sources": sources}
+
+    found = coefficients(
+        merge_method="task_arithmetic",
+        slices=[part(0, "one"), part(1, "two")],
+        parameters={"weight": 0.5},
+    )
+    assert found.alpha is None
+    assert "only one is measured" in found.note
+
+
 def test_a_weight_that_is_no_number_is_told():
     with pytest.raises(InvalidRecipeError, match="'weight' has the value 'much'"):
         coefficients(merge_method="linear", **models("much", 1))
