@@ -140,6 +140,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     reasons = [
         {
             "rule": reason.rule,
+            "reading": reason.reading,
             "subject": reason.subject,
             **defined("value", reason.value, reason.value_reason),
             "limit": reason.limit,

@@ -18,14 +18,16 @@ class Reason:
     """One limit that is passed.
 
     Attributes:
-        rule: which limit and reading, such as ``distortion: ball`` or ``mds: unrelated``.
+        rule: the limit's key in the budget, ``distortion`` or ``mds``.
+        reading: what was held against it, such as ``ball, hidden space``.
         subject: the experts or the task that it is about.
         value: the reading; None where it is infinite, with ``value_reason``.
         limit: the recipe's.
         advice: what the user could do.
     """
 
-    rule: str
+    rule: Literal["distortion", "mds"]
+    reading: str
     subject: str
     value: float | None
     value_reason: str | None
@@ -34,7 +36,7 @@ class Reason:
 
     def __str__(self) -> str:
         shown = self.value_reason if self.value is None else f"{self.value:.3g}"
-        over = f"{self.rule} of {self.subject} is {shown}, over the limit {self.limit:g}."
+        over = f"{self.rule} of {self.subject} ({self.reading}) is {shown}, limit {self.limit:g}."
         return f"{over} {self.advice}"
 
 
@@ -82,12 +84,12 @@ def _distortion(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -
     if budget.distortion is None:
         return
     own = " on own tasks" if budget.over == "own_task" else ""
-    rule = f"distortion: {budget.rule}{own}, {budget.space} space"
+    reading = f"{budget.rule}{own}, {budget.space} space"
     readings = _own_task_readings if own else _pooled_readings
     for subject, value, advice in readings(geometry, budget, budget.distortion, names):
         # Written so that a NaN refuses.
         if not value <= budget.distortion:
-            yield Reason(rule, subject, value, None, budget.distortion, advice)
+            yield Reason("distortion", reading, subject, value, None, budget.distortion, advice)
 
 
 def _pooled_readings(
@@ -149,11 +151,11 @@ def _difficulty(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -
         if value is None and why != INFINITE:
             raise _undefined(f"similarity: {budget.similarity}", why)
         if not _within(value, budget.mds):
-            rule = f"mds: {budget.similarity}, {budget.space} space"
+            how = f"{budget.similarity}, {budget.space} space"
             advice = "All of these experts are: they do not belong in one merge."
             if inside:
                 advice = f"Leave {names[index]} out, or replace it by one nearer to the others."
-            yield Reason(rule, names[index], value, why, budget.mds, advice)
+            yield Reason("mds", how, names[index], value, why, budget.mds, advice)
 
 
 def _within(value: float | None, limit: float) -> bool:

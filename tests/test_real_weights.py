@@ -63,7 +63,7 @@ def test_experts_trained_too_hot_are_refused(checked):
     report = checked("doomed")
     assert report.verdict.exit_code == 3
     assert report.deciding.ball.radius_squared > 0.6
-    assert {r.rule.split(":")[0] for r in report.verdict.reasons} == {"distortion", "mds"}
+    assert {r.rule for r in report.verdict.reasons} == {"distortion", "mds"}
 
 
 def test_swapped_labels_are_a_blind_spot_of_hidden_states(checked):

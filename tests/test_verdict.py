@@ -61,7 +61,7 @@ def test_an_odd_expert_is_refused_and_named(states):
     found = verdict(geometry(states), mds=None)
     assert (found.decision, found.exit_code) == ("refuse", 3)
     (reason,) = found.reasons
-    assert reason.rule == "distortion: ball, hidden space"
+    assert (reason.rule, reason.reading) == ("distortion", "ball, hidden space")
     assert "odd" in reason.subject
     assert reason.value > reason.limit == 0.3
     assert "Merge 2 models instead of one: near + close | odd" in reason.advice
@@ -70,7 +70,7 @@ def test_an_odd_expert_is_refused_and_named(states):
 def test_the_difficulty_of_an_odd_expert_is_over_its_limit(states):
     reasons = verdict(geometry(states), distortion=None).reasons
     assert {r.subject for r in reasons} >= {"odd"}
-    assert all(r.rule == "mds: unrelated, hidden space" for r in reasons)
+    assert {(r.rule, r.reading) for r in reasons} == {("mds", "unrelated, hidden space")}
 
 
 def test_warn_tells_and_allows(states):
