@@ -3,23 +3,19 @@
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from re import Match
 from typing import Any
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probe_files import FILE_KINDS, read_hub, read_rows
-from mergekit_collapse.schema import BUILTIN_TASK, ProbesBlock, TaskBlock
+from mergekit_collapse.schema import BUILTIN_TASK, TEMPLATE_FIELD, ProbesBlock, TaskBlock
 
 BUILTIN_VERSION = "1"
 _BUILTIN_FILE = "builtin_probes.jsonl"
-
-# Doubled braces stand for themselves; a field is a name and nothing else, so that a
-# template from a stranger can reach no attribute and evaluate nothing.
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
         EvaluationError: the row lacks a field, or the value is null or no plain value.
     """
 
-    def substitute(match: re.Match[str]) -> str:
+    def substitute(match: Match[str]) -> str:
         if match.group(0) in ("{{", "}}"):
             return match.group(0)[0]
         field = match.group(1)
@@ -121,7 +117,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
             )
         return str(value)
 
-    return _FIELD.sub(substitute, template)
+    return TEMPLATE_FIELD.sub(substitute, template)
 
 
 def _draw(

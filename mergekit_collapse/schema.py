@@ -1,9 +1,11 @@
 """The ``compat:`` block of a recipe: its keys, their defaults and what is wrong with a bad one."""
 
 import difflib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,6 +19,10 @@ from pydantic_core import ErrorDetails
 from mergekit_collapse.errors import InvalidRecipeError
 
 BUILTIN_TASK = "builtin"
+
+# Doubled braces stand for themselves; a field is a name and nothing else, so that a
+# template from a stranger can reach no attribute and evaluate nothing.
+TEMPLATE_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
 def _reject_boolean(value: Any) -> Any:
@@ -44,9 +50,25 @@ def _layer(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _without_nul(value: str) -> str:
+    """What a path cannot hold raises a bare ValueError wherever it is opened."""
+    if "\0" in value:
+        raise ValueError(f"holds a NUL character: {value[:60]!r}; remove it")
+    return value
+
+
+def _template(value: str) -> str:
+    """A brace too many or too few would be taken for text, and every row give one prompt."""
+    if "{" in (rest := TEMPLATE_FIELD.sub("", value)) or "}" in rest:
+        raise ValueError(f"a single brace in {value!r}; close the field, or double the brace")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_reject_boolean)]
 Flag = Annotated[bool, Field(strict=True)]
+Path = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Template = Annotated[str, AfterValidator(_template)]
 SpaceName = Literal["hidden", "predictive"]
 
 
@@ -58,11 +80,11 @@ class TaskBlock(_Block):
     """One task of the user's own: its rows, and the expert that it belongs to."""
 
     name: str = Field(min_length=1)
-    data: str = Field(min_length=1)
-    model: str | None = None
-    split: str | None = None
-    text: str = "{text}"
-    target: str | None = None
+    data: Path
+    model: Path | None = None
+    split: Annotated[str, Field(min_length=1)] | None = None
+    text: Template = "{text}"
+    target: Template | None = None
 
     @field_validator("name")
     @classmethod
@@ -71,6 +93,16 @@ class TaskBlock(_Block):
             raise ValueError(f"{BUILTIN_TASK!r} is the name of the shipped probes; choose another")
         return name
 
+    @field_validator("text")
+    @classmethod
+    def _text_has_a_field(cls, text: str) -> str:
+        if not any(match.group(1) for match in TEMPLATE_FIELD.finditer(text)):
+            raise ValueError(
+                f"{text!r} has no field, so every row would give the same prompt; "
+                'name one in braces, such as "{text}"'
+            )
+        return text
+
 
 class ProbesBlock(_Block):
     """Which prompts the models are measured on."""
@@ -78,7 +110,7 @@ class ProbesBlock(_Block):
     builtin: Flag = True
     samples: Count = Field(default=32, ge=2)
     max_tokens: Count = Field(default=128, ge=2)
-    seed: Count = 0
+    seed: Count = Field(default=0, ge=0)
     tasks: tuple[TaskBlock, ...] = ()
 
     @model_validator(mode="after")
@@ -130,7 +162,7 @@ class CompatBlock(_Block):
     scale: Literal["variance", "rms", "unit", "none"] = "variance"
     budget: BudgetBlock = BudgetBlock()
     on_violation: Literal["abort", "warn"] = "abort"
-    report: str | None = Field(default=None, min_length=1)
+    report: Path | None = None
 
     @model_validator(mode="after")
     def _budget_is_measurable(self) -> "CompatBlock":
@@ -169,22 +201,33 @@ def _describe(detail: ErrorDetails) -> str:
             keys = _BLOCK_OF.get(part)
         # Anything else is the name of a union's branch, which no YAML contains.
     if detail["type"] == "extra_forbidden":
+        # Quoted where it would break the line or steer the terminal.
         name = str(detail["loc"][-1])
+        shown = name if name.isprintable() else repr(name)
         known = list(keys.model_fields) if keys is not None else []
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        return f"  {path}.{name}: unknown key; {guess}Known here: {', '.join(known)}"
-    message = (
-        detail["msg"].removeprefix("Value error, ").removesuffix(" or instance of CompatBlock")
-    )
+        return f"  {path}.{shown}: unknown key; {guess}Known here: {', '.join(known)}"
+    message = _INSTANCE.sub("", detail["msg"].removeprefix("Value error, "))
     for pythonic, plain in _YAML_WORDS.items():
         message = message.replace(pythonic, plain)
-    got = detail["input"]
     # Our own messages name what they got; pydantic's do not.
-    tell = detail["type"] != "value_error" and isinstance(got, str | int | float)
-    return f"  {path}: {message[0].lower()}{message[1:]}" + (f" (got {got!r})" if tell else "")
+    tell = detail["type"] not in ("value_error", "missing")
+    got = f" (got {_in_yaml(detail['input'])})" if tell else ""
+    return f"  {path}: {message[0].lower()}{message[1:]}{got}"
 
 
+def _in_yaml(value: Any) -> str:
+    """A wrong value as its author wrote it, as far as one line has room."""
+    if isinstance(value, dict | list | tuple | set):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+_INSTANCE = re.compile(r" or instance of \w+$")
 _YAML_WORDS = {"dictionary": "mapping", "tuple": "list", "Field required": "this key is missing"}
 _BLOCK_OF: dict[str | int, type[_Block]] = {
     "probes": ProbesBlock,

@@ -53,6 +53,12 @@ def test_an_empty_block_is_the_default_block(empty):
         ("strict", "compat: input should be a valid mapping"),
         ([1], "compat: input should be a valid mapping"),
         ({1: 2}, "compat"),
+        ({"budget": None}, "compat.budget: input should be a valid mapping (got null)"),
+        ({"budget": []}, "compat.budget: input should be a valid mapping (got a list)"),
+        ({"budget": {"distortion": 10**400}}, "000…)"),
+        ({"bud\n\x1b[31mget": 1}, r"compat.'bud\n\x1b[31mget': unknown key"),
+        ({"probes": {"seed": -1}}, "compat.probes.seed: input should be greater than or equal"),
+        ({"report": "a\0b"}, "compat.report: holds a NUL character"),
     ],
 )
 def test_a_mistake_is_told_with_its_path(value, told):
@@ -60,6 +66,25 @@ def test_a_mistake_is_told_with_its_path(value, told):
         parse_compat(value)
     assert told in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"text": "{review"}, "text: a single brace in '{review'"),
+        ({"target": "label}"}, "target: a single brace"),
+        ({"text": "the same"}, "text: 'the same' has no field"),
+        ({"text": "{{review}}"}, "text: '{{review}}' has no field"),
+        ({"text": "{}"}, "text: '{}' has no field"),
+        ({"model": ""}, "model: string should have at least 1 character"),
+        ({"data": "a\0.txt"}, "data: holds a NUL character"),
+    ],
+)
+def test_a_task_that_cannot_be_read_is_told(change, told):
+    task = {"name": "a", "data": "a.txt", **change}
+    with pytest.raises(InvalidRecipeError) as caught:
+        parse_compat({"probes": {"tasks": [task]}})
+    assert f"compat.probes.tasks[0].{told}" in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once():
