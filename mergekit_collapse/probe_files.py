@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def read_hub(dataset: str, split: str | None, task: str, path: Path) -> Iterator
         EvaluationError: no such data set, no network, or ``dataset`` was meant as a file.
     """
     name = f"probe task {task!r}: {dataset}"
-    if path.exists() or dataset.startswith((".", "/", "~")) or path.suffix in (".json", ".tsv"):
+    # os.path, since Path.exists raises where a name is too long for any file.
+    if (
+        os.path.exists(path)
+        or dataset.startswith((".", "/", "~"))
+        or path.suffix in (".json", ".tsv")
+    ):
         raise EvaluationError(
             f"{name}: not a probe file; its name must end in {', '.join(FILE_KINDS)}"
         )
@@ -89,8 +95,10 @@ def _lines(path: Path, name: str) -> Iterator[tuple[str, str]]:
 
 def _csv(path: Path, name: str) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey="")
+        # Strict: else a quote that nobody closes takes the rest of the file for one cell.
+        reader = csv.DictReader(lines, restkey="", strict=True)
         try:
+            _require_distinct(reader.fieldnames or (), name)
             for row in reader:
                 where = f"{name}:{reader.line_num}"
                 if "" in row:
@@ -111,12 +119,19 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
         raise FileNotFoundError(path)
     try:
         with pq.ParquetFile(path) as table:
+            _require_distinct(table.schema_arrow.names, name)
             for number, row in enumerate(
                 row for batch in table.iter_batches(1024) for row in batch.to_pylist()
             ):
                 yield f"{name} row {number + 1}", row
     except pa.ArrowException as error:
         raise EvaluationError(f"{name}: not a Parquet file: {error}") from None
+
+
+def _require_distinct(columns: Sequence[str], name: str) -> None:
+    """Of two columns with one name, a row would keep the last."""
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise EvaluationError(f"{name}: two columns are called {twice[0]!r}; rename one")
 
 
 FILE_KINDS: dict[str, Callable[[Path, str], Iterator[Row]]] = {

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     reach no attribute or item, and a value that contains braces is not filled again.
 
     Raises:
-        EvaluationError: the row lacks a field, or the value is null or no plain value.
+        EvaluationError: the row lacks a field, or the value is null or no plain text or number.
     """
 
     def substitute(match: Match[str]) -> str:
@@ -110,12 +111,20 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
                 f"the row has {', '.join(map(repr, row)) or 'none'}"
             )
         value = row[field]
-        if value is None or not isinstance(value, str | int | float):
-            kind = "null" if value is None else type(value).__name__
+        # Tables hold NaN where a cell is missing.
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if missing or not isinstance(value, str | int | float):
+            kind = "null" if missing else type(value).__name__
             raise EvaluationError(
                 f"{where}: the field {field!r} is {kind}; text or a number is needed"
             )
-        return str(value)
+        text = str(value)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise EvaluationError(
+                f"{where}: the field {field!r} holds half of a surrogate pair, which is no text; "
+                "mend the row"
+            )
+        return text
 
     return TEMPLATE_FIELD.sub(substitute, template)
 

@@ -87,7 +87,7 @@ def test_templates_reach_nothing_but_fields(template):
         fill(template, {"x": "value"}, "row")
 
 
-@pytest.mark.parametrize("value", [None, [1], {"a": 1}])
+@pytest.mark.parametrize("value", [None, float("nan"), [1], {"a": 1}])
 def test_a_value_that_is_no_text_is_told(value):
     with pytest.raises(EvaluationError, match="text or a number is needed"):
         fill("{x}", {"x": value}, "row")
@@ -105,6 +105,9 @@ def test_a_value_that_is_no_text_is_told(value):
         ("a.jsonl", b'{"review": "\xff"}\n', "not UTF-8"),
         ("a.csv", b"review,label\nx\n", "the row has 'review', 'label'|no field|is null"),
         ("a.csv", b"review\nx,y\n", "more cells than the header"),
+        ("a.csv", b'review\n"x\ny\n', "not CSV: unexpected end of data"),
+        ("a.csv", b"review,review\nx,y\n", "two columns are called 'review'"),
+        ("a.jsonl", b'{"review": "\\ud800"}\n', "half of a surrogate pair"),
         ("a.parquet", b"PAR1", "not a Parquet file"),
         ("a.json", b"[]", "must end in .jsonl, .csv, .parquet, .txt"),
     ],
@@ -121,6 +124,8 @@ def test_a_missing_file_is_told(tmp_path):
         gather(tmp_path, data="none.jsonl")
     with pytest.raises(EvaluationError, match="must end in"):
         gather(tmp_path, data="./none.xyz")
+    with pytest.raises(EvaluationError, match="must end in"):
+        gather(tmp_path, data="./" + "a" * 5000)
 
 
 def test_a_folder_in_place_of_a_file_is_told(tmp_path):
