@@ -11,9 +11,10 @@ from mergekit_collapse import __version__, terminal
 from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.doctor import diagnose
 from mergekit_collapse.document import to_json
-from mergekit_collapse.errors import CompatError
+from mergekit_collapse.errors import CompatError, MergeRefusedError
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import run as run_recipe
+from mergekit_collapse.report import Report
 
 # Of mergekit-yaml's options, those about devices, caches, trust and talk.
 _MEASURING = {
@@ -55,6 +56,11 @@ def _measuring_options(command: click.Command) -> click.Command:
     return command
 
 
+def _write_json(file: Any, report: Report | None) -> None:
+    if file is not None and report is not None:
+        file.write(to_json(report))
+
+
 @_measuring_options
 @main.command()
 @_RECIPE
@@ -69,14 +75,13 @@ def check(recipe: Path, json_file: Any, report: Path | None, merge_options: Merg
     A recipe without a compat: block is judged by the default block.
     """
     merge_options.apply_global_options()
-    found, written = check_recipe(recipe, merge_options, report)
+    found = check_recipe(recipe, merge_options, report)
     # The document has standard output to itself.
     to_stderr = json_file is not None and json_file.name == "-"
     if not merge_options.quiet:
         click.echo(terminal.readings(found), err=to_stderr)
-    click.echo(f"{terminal.verdict(found)}\nReport: {written}", err=to_stderr)
-    if json_file is not None:
-        json_file.write(to_json(found))
+    click.echo(terminal.ending(found), err=to_stderr)
+    _write_json(json_file, found)
     sys.exit(found.verdict.exit_code)
 
 
@@ -92,9 +97,12 @@ def run(recipe: Path, out: Path, json_file: Any, merge_options: MergeOptions) ->
     default block.
     """
     merge_options.apply_global_options()
-    report = run_recipe(recipe, out, merge_options)
-    if json_file is not None and report is not None:
-        json_file.write(to_json(report))
+    try:
+        report = run_recipe(recipe, out, merge_options)
+    except MergeRefusedError as refusal:
+        _write_json(json_file, refusal.report)
+        raise
+    _write_json(json_file, report)
 
 
 @main.command()
@@ -107,7 +115,7 @@ def doctor(recipe: Path | None) -> None:
     diagnosis = diagnose(recipe)
     for finding in diagnosis.findings:
         click.echo(f"{finding.level:>8}  {finding.subject}: {finding.text}")
-    sys.exit(0 if diagnosis.ok else 1)
+    sys.exit(diagnosis.exit_code)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def to_document(report: Report) -> dict[str, Any]:
     why = dict.fromkeys(found, _NOTHING_MERGED)
     if measured is not None:
         found = {"hidden": measured.hidden, "predictive": measured.predictive}
-        why["predictive"] = measured.states.predictive_reason or ""
+        why["predictive"] = measured.predictive_reason or ""
     spaces = {name: geometry for name, geometry in found.items() if geometry is not None}
     scores = {name: scores_document(geometry) for name, geometry in spaces.items()}
     geometry: dict[str, Any] = {
@@ -59,13 +60,11 @@ def to_document(report: Report) -> dict[str, Any]:
             for f in (report.preflight.findings if report.preflight is not None else ())
         ],
         "probes": _probes(recipe, measured.probe_set, measured.token_digest) if measured else None,
-        "forward": {
-            "device": measured.states.device,
-            "dtype": measured.states.dtype,
-            "engine": measured.states.engine,
-        }
-        if measured
-        else None,
+        "forward": (
+            {"device": measured.device, "dtype": measured.dtype, "engine": measured.engine}
+            if measured
+            else None
+        ),
         "geometry": geometry,
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
@@ -79,8 +78,11 @@ def to_json(report: Report) -> str:
     return json.dumps(to_document(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_report(report: Report, folder: Path) -> Path:
-    """Write ``report.json`` into ``folder``, whole or not at all, and return its path.
+def write_report(report: Report, folder: Path) -> Report:
+    """Write ``report.json`` into ``folder``, whole or not at all.
+
+    Returns:
+        The report, with the file's path.
 
     Raises:
         EvaluationError: the folder cannot be written, or the disk is full.
@@ -99,7 +101,7 @@ def write_report(report: Report, folder: Path) -> Path:
             f"{path}: the report cannot be written: {error.strerror}. "
             "Free the disk, or give compat.report another folder"
         ) from None
-    return path
+    return replace(report, path=path)
 
 
 def _experts(recipe: Recipe, coefficients: Coefficients | None) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The one exception family; every message says what, where, got what, and what to do."""
 
+from typing import Any
+
 
 class CompatError(Exception):
     """A merge that the gate did not let through.
@@ -24,6 +26,13 @@ class InvalidRecipeError(CompatError):
 
 
 class MergeRefusedError(CompatError):
-    """The merge was measured and is over a limit of its ``compat:`` block."""
+    """The merge was measured and is over a limit of its ``compat:`` block.
+
+    ``report`` is the ``Report`` that says so.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report

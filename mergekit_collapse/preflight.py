@@ -83,6 +83,11 @@ class Preflight:
         """Differences that the merge survives."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
+    @property
+    def tokenizer_model(self) -> ModelReference:
+        """The first model that has a tokenizer, which is taken for those that have none."""
+        return next(r for r, f in self.facts.items() if f.tokenizer_digest is not None)
+
     def raise_errors(self) -> None:
         """Raise all errors in one message, if there are any.
 

@@ -2,25 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mergekit_collapse.coefficients import Coefficients
 from mergekit_collapse.geometry import Geometry
 from mergekit_collapse.preflight import Preflight
 from mergekit_collapse.probes import ProbeSet
 from mergekit_collapse.recipe import Recipe
-from mergekit_collapse.states import States
 from mergekit_collapse.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that was measured; each stage's record as the stage left it."""
+    """All that was measured, without the states themselves: a merge follows, and they are large.
+
+    Attributes:
+        token_digest: of the probes' token ids.
+        device, dtype, engine, predictive_reason: as in ``States``.
+    """
 
     probe_set: ProbeSet
     token_digest: str
-    states: States
+    device: str
+    dtype: str
+    engine: str
     hidden: Geometry
     predictive: Geometry | None
+    predictive_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Report:
         measurement: None where nothing is merged, or where it is left to MergeKit.
         versions: of this package and of the libraries that computed the numbers.
         timing: seconds by stage.
+        path: of the ``report.json`` that it was written to, if it was.
     """
 
     recipe: Recipe
@@ -40,6 +49,7 @@ class Report:
     verdict: Verdict
     versions: Mapping[str, str]
     timing: Mapping[str, float]
+    path: Path | None = None
 
     @property
     def deciding(self) -> Geometry | None:

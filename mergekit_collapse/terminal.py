@@ -27,6 +27,11 @@ def verdict(report: Report) -> str:
     return "\n".join(_verdict(report))
 
 
+def ending(report: Report) -> str:
+    """What every way in prints last: the verdict, and where the report is."""
+    return f"{verdict(report)}\nReport: {report.path}"
+
+
 def printable(name: str) -> str:
     """A name from a stranger's YAML without anything that a terminal would obey."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)

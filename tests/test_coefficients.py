@@ -120,7 +120,7 @@ def test_a_missing_weight_is_told():
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), [0.5, float("nan")]])
 def test_a_weight_that_is_not_finite_is_told(weight):
-    with pytest.raises(InvalidRecipeError, match="'weight' has the value .* a finite number"):
+    with pytest.raises(InvalidRecipeError, match=r"'weight' has the value .* a finite number"):
         coefficients(merge_method="linear", **models(weight, 1))
 
 

@@ -2,15 +2,17 @@
 
 import json
 import math
-import os
+import pickle
+import shutil
 from pathlib import Path
 
+import mergekit.merge
 import pytest
 import yaml
 from mergekit.config import MergeConfiguration
-from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
+import mergekit_collapse
 from mergekit_collapse import gate, mergekit_hook
 from mergekit_collapse.errors import (
     CompatError,
@@ -41,13 +43,14 @@ def models(tiny_model, variant):
 
 @pytest.fixture
 def write(tmp_path, models):
-    """Write a linear recipe of the named models and return its path."""
+    """Write a linear recipe of models, by name or folder, and return its path."""
 
     def write(*names, compat=FAST, **keys):
         recipe = {
             "merge_method": "linear",
             "models": [
-                {"model": str(models[name]), "parameters": {"weight": 1.0}} for name in names
+                {"model": str(models.get(name, name)), "parameters": {"weight": 1.0}}
+                for name in names
             ],
             "dtype": "float32",
             **keys,
@@ -62,8 +65,8 @@ def write(tmp_path, models):
 
 
 def checked(path):
-    report, written = gate.check(path, QUIET)
-    return report, json.loads(written.read_text(encoding="utf-8"))
+    report = gate.check(path, QUIET)
+    return report, json.loads(report.path.read_text(encoding="utf-8"))
 
 
 def left_in(folder):
@@ -114,34 +117,41 @@ def test_a_far_expert_is_refused_with_a_reason(write):
     assert report.verdict.exit_code == document["verdict"]["exit_code"] == 3
     reason = document["verdict"]["reasons"][0]
     assert reason["value"] > reason["limit"] == 0.3
-    assert "far" in reason["subject"] or "model" in reason["subject"]
+    assert document["experts"][2]["name"] in reason["subject"]
     groups = document["groups"]
     assert [g["k"] for g in groups] == [1, 2, 3]
     assert groups[1]["groups"] == [[0, 1], [2]]
 
 
-def test_identical_experts_pass_the_tightest_budget(write, models, variant, tiny_model):
-    models["same"] = variant(tiny_model("llama"), 0.02, 1).parent / "twin"
-    if not models["same"].exists():
-        os.symlink(models["one"], models["same"])
-    # A link to the same folder is the same model twice, which is a mistake in a recipe.
+def test_the_first_tokenizer_is_taken_for_models_without_one(write, models, tmp_path):
+    bare = shutil.copytree(models["one"], tmp_path / "bare")
+    for path in bare.glob("*token*"):
+        path.unlink()
+    report, _ = checked(write(bare, "two"))
+    assert report.verdict.decision == "allow"
+    assert "has no tokenizer" in str(report.preflight.warnings[0])
+
+
+def test_a_link_to_an_expert_is_the_same_model_twice(write, models, tmp_path):
+    (tmp_path / "twin").symlink_to(models["one"])
     with pytest.raises(InvalidRecipeError, match="is the same model as"):
-        checked(write("one", "same"))
-    models["copy"] = variant(models["one"], 0.0, 9)
+        checked(write("one", tmp_path / "twin"))
+
+
+def test_identical_experts_pass_the_tightest_budget(write, models, variant):
     tight = {**FAST, "budget": {"distortion": 0.0, "mds": 1.0}}
-    report, document = checked(write("one", "copy", compat=tight))
+    report, document = checked(write("one", variant(models["one"], 0.0, 9), compat=tight))
     assert report.verdict.decision == "allow"
     assert document["geometry"]["hidden"]["diameter_squared"] == 0
 
 
 @pytest.mark.parametrize("space", ["hidden", "predictive"])
-def test_an_expert_of_noise_never_passes(write, models, tiny_model, space):
-    models["noise"] = tiny_model("llama", 77)
-    models["other"] = tiny_model("llama", 78)
+def test_an_expert_of_noise_never_passes(write, tiny_model, space):
+    noise = [tiny_model("llama", seed) for seed in (77, 78)]
     # Random tiny models answer nearly uniformly, so in predictive space the limit is lower.
     limit = {"hidden": 0.3, "predictive": 0.001}[space]
     budget = {"space": space, "distortion": limit, "mds": None}
-    report, _ = checked(write("one", "noise", "other", compat={**FAST, "budget": budget}))
+    report, _ = checked(write("one", *noise, compat={**FAST, "budget": budget}))
     assert report.verdict.decision == "refuse"
 
 
@@ -180,14 +190,15 @@ def test_slices_with_one_source_pass_unmeasured(tmp_path, models):
 def merge(path, out, source="text", options=QUIET):
     text = path.read_text(encoding="utf-8")
     config = MergeConfiguration.model_validate(yaml.safe_load(text))
-    run_merge_now = __import__("mergekit.merge", fromlist=["run_merge"]).run_merge
-    return run_merge_now(config, str(out), options, text if source == "text" else None)
+    return mergekit.merge.run_merge(config, str(out), options, text if source == "text" else None)
 
 
 def test_run_merge_in_process_is_gated_without_its_yaml(write, tmp_path):
     """As TRL's callback and mergenetic call it: no text, no click context."""
-    with pytest.raises(MergeRefusedError, match="REFUSED"):
+    with pytest.raises(MergeRefusedError, match="REFUSED") as caught:
         merge(write("one", "far"), tmp_path / "out", source=None)
+    assert caught.value.report.verdict.decision == "refuse"
+    assert pickle.loads(pickle.dumps(caught.value)).report.path == caught.value.report.path
     assert "out" not in left_in(tmp_path)
     assert (tmp_path / "out.compat" / "report.json").exists()
 
@@ -231,6 +242,16 @@ def test_the_environment_may_only_warn(write, tmp_path, monkeypatch, capsys, blo
     merge(write("one", "far", compat=block), tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "merging all the same" in capsys.readouterr().err
+
+
+def test_a_warning_gate_merges_where_its_report_cannot_be_written(
+    write, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MERGEKIT_COLLAPSE", "warn")
+    (tmp_path / "file").write_text("")
+    merge(write("one", "two", compat={**FAST, "report": str(tmp_path / "file")}), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "the report cannot be written" in capsys.readouterr().err
 
 
 def test_the_environment_may_switch_the_gate_off(write, tmp_path, monkeypatch, capsys):
@@ -308,6 +329,9 @@ def test_one_expert_is_told(write):
         checked(write("one"))
 
 
-def test_the_unhooked_name_is_not_used_by_accident():
-    """What the tests above call is the wrapper, wherever it was imported from."""
-    assert hasattr(run_merge, "__wrapped__")
+def test_the_package_offers_check_and_run(write, tmp_path):
+    path = write("one", "two")
+    assert mergekit_collapse.check(str(path), QUIET).path == tmp_path / "recipe.compat/report.json"
+    assert mergekit_collapse.run(str(path), str(tmp_path / "out"), QUIET).verdict.exit_code == 0
+    with pytest.raises(AttributeError, match="no attribute 'evaluate_all'"):
+        _ = mergekit_collapse.evaluate_all

@@ -20,7 +20,7 @@ ORDER = """
     state_rows scales distances chance_distances enclosing_ball minimax predicted bounds
     merging_difficulty grouping resampling own_task geometry verdict
     report geometry_document document card terminal
-    recipe_context switch staging gate
+    assessment recipe_context switch staging gate
     click_errors mergekit_hook symptom doctor_probe doctor_recipe doctor demo cli __main__
 """.split()  # noqa: SIM905 - a table of rooms reads better than a list of quoted words
 

@@ -172,9 +172,11 @@ def test_check_prints_its_report_as_json_and_exits_with_the_verdict(command, mod
 def test_run_gates_a_recipe_without_a_block(command, models, tmp_path):
     recipe = write(tmp_path / "recipe.yml", linear(models, "one", "far", compat=None))
     assert command("mergekit-yaml", recipe, "plain").returncode == 0
-    done = command("mergekit-collapse", "run", recipe, "out")
+    done = command("mergekit-collapse", "run", recipe, "out", "--json", "refusal.json")
     assert done.returncode == 3, done.stderr
     assert not (tmp_path / "out").exists()
+    document = json.loads((tmp_path / "refusal.json").read_text(encoding="utf-8"))
+    assert document["verdict"]["decision"] == "refuse"
 
 
 def test_lora_references_are_gated_and_need_mergekits_folder(command, models, tmp_path):
