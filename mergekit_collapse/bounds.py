@@ -20,7 +20,8 @@ class Bounds:
         converse: Δ²/4, below which no merge gets.
         jung: k/(2(k+1))·Δ², which some convex merge attains under linearity.
         jung_dimension: k, what the N points span: rank of the centred Gram matrix.
-        corollary: d/(2(d+1))·Δ² at the paper's d.
+        corollary: d/(2(d+1))·Δ² at the paper's d. At most a budget exactly where the paper's
+            Corollary 1 calls the experts mergeable: Δ² <= 2(d+1)/d · budget.
         dimension: d, features of a state, summed over layers.
     """
 
@@ -31,10 +32,6 @@ class Bounds:
     jung_dimension: int
     corollary: float
     dimension: int
-
-    def mergeable(self, budget: float) -> bool:
-        """The paper's test, Corollary 1: Δ² <= 2(d+1)/d · budget. False for a NaN."""
-        return self.diameter_squared <= 2 * (self.dimension + 1) / self.dimension * budget
 
 
 def distance_bounds(squared: Float64[np.ndarray, "expert expert"], dimension: int) -> Bounds:

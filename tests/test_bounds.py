@@ -46,11 +46,14 @@ def test_the_papers_dimension_undercounts_an_equilateral_triangle():
     assert bounds.jung_dimension == 2
 
 
-def test_corollary_1_decides_at_its_limit_and_refuses_nan():
-    bounds = distance_bounds(np.array([[0.0, 1.0], [1.0, 0.0]]), dimension=2)
-    assert bounds.mergeable(1 / 3)
-    assert not bounds.mergeable(1 / 3 - 1e-9)
-    assert not bounds.mergeable(np.nan)
+@given(point_sets())
+@settings(max_examples=50, deadline=None)
+def test_the_corollary_is_within_a_budget_where_the_paper_calls_experts_mergeable(points):
+    d = points.shape[1]
+    bounds = distance_bounds(squared_distances(points), dimension=d)
+    for budget in (0.999 * bounds.corollary, 1.001 * bounds.corollary):
+        mergeable = bounds.diameter_squared <= 2 * (d + 1) / d * budget
+        assert (bounds.corollary <= budget) == mergeable
 
 
 def test_identical_experts_span_nothing():

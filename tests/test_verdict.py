@@ -84,8 +84,6 @@ def test_the_corollary_is_the_papers_test(states):
     at = found.bounds.corollary
     assert verdict(found, rule="corollary", distortion=at * 1.001, mds=None).decision == "allow"
     assert verdict(found, rule="corollary", distortion=at * 0.999, mds=None).decision == "refuse"
-    assert found.bounds.mergeable(at * 1.001)
-    assert not found.bounds.mergeable(at * 0.999)
 
 
 def test_weights_are_judged_expert_by_expert_and_better_ones_are_advised(states):
