@@ -1,2 +1,1 @@
-"""Real weights for `mergekit-collapse demo`: a small base, adapters of it, held-out rows and two
-recipes."""
+"""Real weights for `mergekit-collapse demo`: a base, adapters of it, held-out rows, recipes."""

