@@ -16,8 +16,8 @@ __all__ = ["__version__", "check", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when asked for: the start-up hook imports this package into every merge, and
-    # `mergekit-collapse doctor` must not wait for torch.
+    # Only when asked for: the start-up hook imports this package into every program that
+    # imports MergeKit, and most of them want nothing of the gate.
     if name in ("check", "run"):
         from mergekit_collapse import gate
 

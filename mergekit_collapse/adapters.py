@@ -9,9 +9,10 @@ import peft
 from mergekit.common import ModelPath
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.findings import shortened
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.weight_files import adapter_folder
-from mergekit_collapse.weights import listed, require_finite
+from mergekit_collapse.weights import require_finite
 
 # Unlike any tensor's own name, so that it tells an adapter's tensors from the base's.
 _NAME = "mergekit_collapse_adapter"
@@ -55,7 +56,7 @@ def adapter_applied(model: Any, path: ModelPath, cache_dir: str | None) -> Itera
         ("the base has no place for", outcome.unexpected_keys),
     ):
         if keys:
-            names = listed([key.replace(f".{_NAME}", "") for key in keys])
+            names = shortened(sorted(key.replace(f".{_NAME}", "") for key in keys))
             raise EvaluationError(f"{where}: {fault} {names}; {mend}")
     try:
         yield

@@ -1,6 +1,5 @@
 """Whether a ``compat:`` block would be honoured here, and if not, why not."""
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -8,8 +7,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 from mergekit_collapse.doctor_probe import Probe, StockCommand, find_stock_command, probe
 from mergekit_collapse.doctor_recipe import examine_recipe
+from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.loader import choose_dtype
+from mergekit_collapse.switch import SWITCH, Mode, gate_mode
 from mergekit_collapse.symptom import Symptom
 
 _STOCK_COMMAND = "mergekit-yaml"
@@ -122,18 +126,18 @@ def _cause(asked: Probe) -> str:
 
 
 def _switch() -> Symptom:
-    value = os.environ.get("MERGEKIT_COLLAPSE", "").strip() or "1"
-    meaning: dict[str, Symptom] = {
-        "1": Symptom("ok", "switch", "MERGEKIT_COLLAPSE is not set or 1: blocks are honoured"),
-        "warn": Symptom(
-            "warning", "switch", "MERGEKIT_COLLAPSE=warn: merges are measured, never refused"
-        ),
+    try:
+        mode = gate_mode()
+    except InvalidRecipeError as error:
+        return Symptom("problem", "switch", f"merges with a block will fail: {error}")
+    meaning: dict[Mode, Symptom] = {
+        "1": Symptom("ok", "switch", f"{SWITCH} is not set or 1: blocks are honoured"),
+        "warn": Symptom("warning", "switch", f"{SWITCH}=warn: merges are measured, never refused"),
         "0": Symptom(
-            "problem", "switch", "MERGEKIT_COLLAPSE=0: every `compat:` block is ignored; unset it"
+            "problem", "switch", f"{SWITCH}=0: every `compat:` block is ignored; unset it"
         ),
     }
-    invalid = f"MERGEKIT_COLLAPSE={value!r}: merges with a block will fail; valid are 0, 1, warn"
-    return meaning.get(value, Symptom("problem", "switch", invalid))
+    return meaning[mode]
 
 
 def _versions() -> Iterator[Symptom]:
@@ -161,21 +165,12 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> Iterator[Symptom]:
-    import torch  # seconds, which `--help` need not take
+    def measured_in(device: str) -> str:
+        return f"measures in {str(choose_dtype(device)).removeprefix('torch.')}"
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    # Private in torch 2.x, so absent is no error; it only decides a word in this line.
-    fast = [
-        name
-        for name, query in (
-            ("AVX-512 bf16", "_is_avx512_bf16_supported"),
-            ("AMX", "_is_amx_tile_supported"),
-        )
-        if getattr(torch.cpu, query, bool)()
-    ]
-    bf16 = f"bf16 in hardware ({', '.join(fast)})" if fast else "no bf16 in hardware"
-    yield Symptom("ok", "devices", f"CPU: {torch.get_num_threads()} threads, {capability}, {bf16}")
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    yield Symptom("ok", "devices", f"CPU: {threads} threads, {capability}, {measured_in('cpu')}")
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        memory = device.total_memory / 2**30
-        yield Symptom("ok", "devices", f"cuda:{index}: {device.name}, {memory:.0f} GiB")
+        name, device = f"cuda:{index}", torch.cuda.get_device_properties(index)
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        yield Symptom("ok", "devices", f"{name}: {device.name}, {memory}, {measured_in(name)}")

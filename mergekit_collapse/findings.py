@@ -48,10 +48,17 @@ def _finding(
     severity: Severity, subject: object, message: str, advice: str, invalid_recipe: bool = False
 ) -> Finding:
     """Names come from other people's files: what would steer a terminal is written out."""
-    return Finding(severity, _shown(str(subject)), _shown(message), _shown(advice), invalid_recipe)
+    return Finding(
+        severity,
+        printable(str(subject)),
+        printable(message),
+        printable(advice),
+        invalid_recipe,
+    )
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
+    """A stranger's text, with what a terminal would obey written out, such as ``\\x1b``."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -14,9 +14,10 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.adapters import adapter_applied
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.findings import shortened
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.weight_files import has_safetensors, model_folder
-from mergekit_collapse.weights import fingerprint, listed, require_complete, require_finite
+from mergekit_collapse.weights import fingerprint, require_complete, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ def _load(reference: ModelReference, options: LoadOptions) -> Any:
         require_complete(where, loading)
         require_finite(where, model.state_dict().items())
     if unused := loading["unexpected_keys"]:
-        logger.warning("%s: no place in %s for %s", where, type(model).__name__, listed(unused))
+        names = shortened(sorted(unused))
+        logger.warning("%s: no place in %s for %s", where, type(model).__name__, names)
     return model.eval()
 
 

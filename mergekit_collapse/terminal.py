@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry import Geometry
 from mergekit_collapse.report import Report
 from mergekit_collapse.resampling import Interval
@@ -30,11 +31,6 @@ def verdict(report: Report) -> str:
 def ending(report: Report) -> str:
     """What every way in prints last: the verdict, and where the report is."""
     return f"{verdict(report)}\nReport: {report.path}"
-
-
-def printable(name: str) -> str:
-    """A name from a stranger's YAML without anything that a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _warnings(report: Report) -> Iterator[str]:

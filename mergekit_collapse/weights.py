@@ -1,11 +1,12 @@
 """Checks on tensors that are in memory: finite, complete, unchanged."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.findings import shortened
 
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -40,22 +41,16 @@ def require_complete(where: str, loading: dict[str, Any]) -> None:
     if mismatched := sorted(loading["mismatched_keys"]):
         shapes = [f"{name} ({list(got)}, not {list(due)})" for name, got, due in mismatched]
         raise EvaluationError(
-            f"{where}: tensors of another shape than its config.json says: {listed(shapes)};"
+            f"{where}: tensors of another shape than its config.json says: {shortened(shapes)};"
             " use the config.json that belongs to these weights"
         )
     # BERT's pooler is absent from many checkpoints and no hidden state goes through it.
     missing = [key for key in loading["missing_keys"] if "pooler" not in key.split(".")]
     if missing:
         raise EvaluationError(
-            f"{where}: the checkpoint lacks {listed(missing)}; download or save the model again"
+            f"{where}: the checkpoint lacks {shortened(sorted(missing))};"
+            " download or save the model again"
         )
-
-
-def listed(names: Collection[str], most: int = 3) -> str:
-    """The first few names and how many more there are."""
-    first = sorted(names)[:most]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(first) + more
 
 
 def fingerprint(model: torch.nn.Module) -> dict[str, int]:
