@@ -1,12 +1,12 @@
 """Which command a recipe is for, and whether that command honours a ``compat:`` block."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mergekit_collapse.recipe_text import FIELD, misspelt_block
 from mergekit_collapse.symptom import Symptom
 
 # A key that only this command's file has. None of these hands the block to `run_merge`: they read
@@ -18,7 +18,6 @@ _OTHER_COMMANDS = {
     "layer_slices": "bakllama",
 }
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_FIELD = "compat"
 
 
 def examine_recipe(path: Path) -> list[Symptom]:
@@ -27,7 +26,7 @@ def examine_recipe(path: Path) -> list[Symptom]:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeError) as error:
         return [Symptom("problem", "recipe", f"{path} cannot be read: {error}")]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         return [Symptom("problem", "recipe", f"{path} is not YAML: {error}")]
     documents = [each for each in documents if each is not None]
     if not documents:
@@ -52,19 +51,19 @@ def _examine(document: Any, where: str) -> Iterator[Symptom]:
         yield Symptom("problem", "recipe", f"{where}: a mapping is expected, got {got}")
         return
     yield from _misplaced(document, where)
-    if _FIELD not in document:
-        yield Symptom("note", "recipe", f"{where}: no `{_FIELD}:` block, so nothing is gated")
-    elif document[_FIELD] is None:
+    if FIELD not in document:
+        yield Symptom("note", "recipe", f"{where}: no `{FIELD}:` block, so nothing is gated")
+    elif document[FIELD] is None:
         yield Symptom(
             "problem",
             "recipe",
-            f"{where}: `{_FIELD}:` is empty; write `{_FIELD}: {{}}` to gate with the defaults",
+            f"{where}: `{FIELD}:` is empty; write `{FIELD}: {{}}` to gate with the defaults",
         )
     elif command := _command_that_ignores(document):
         yield Symptom(
             "problem",
             "recipe",
-            f"{where}: this is a file for {command}, which ignores `{_FIELD}:`; only "
+            f"{where}: this is a file for {command}, which ignores `{FIELD}:`; only "
             "mergekit-yaml, mergekit-multi and programs that call run_merge honour it",
         )
     else:
@@ -72,7 +71,7 @@ def _examine(document: Any, where: str) -> Iterator[Symptom]:
         yield Symptom(
             "ok",
             "recipe",
-            f"{where}: {command} honours its `{_FIELD}:` block (mergekit-pytorch would ignore it)",
+            f"{where}: {command} honours its `{FIELD}:` block (mergekit-pytorch would ignore it)",
         )
 
 
@@ -93,18 +92,16 @@ def _is_weight_file(entry: Any) -> bool:
 
 def _misplaced(document: dict[Any, Any], where: str) -> Iterator[Symptom]:
     """MergeKit ignores keys that it does not know: a block one letter off would gate nothing."""
-    for key in document:
-        near = difflib.get_close_matches(str(key).lower(), [_FIELD], cutoff=0.75)
-        if key != _FIELD and near:
-            yield Symptom(
-                "problem",
-                "recipe",
-                f"{where}: the key `{key}:` means nothing to MergeKit; did you mean `{_FIELD}:`?",
-            )
-    parameters = document.get("parameters")
-    if isinstance(parameters, dict) and _FIELD in parameters:
+    if (key := misspelt_block(document)) is not None:
         yield Symptom(
             "problem",
             "recipe",
-            f"{where}: `{_FIELD}:` stands under `parameters:`; move it to the top level",
+            f"{where}: the key `{key}:` means nothing to MergeKit; did you mean `{FIELD}:`?",
+        )
+    parameters = document.get("parameters")
+    if isinstance(parameters, dict) and FIELD in parameters:
+        yield Symptom(
+            "problem",
+            "recipe",
+            f"{where}: `{FIELD}:` stands under `parameters:`; move it to the top level",
         )

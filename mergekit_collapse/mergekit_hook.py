@@ -1,4 +1,4 @@
-"""The one module that touches MergeKit: a ``compat`` field, and a gate before its merge.
+"""The one module that hooks MergeKit: a ``compat`` field, a gate before its merge, two methods.
 
 ``mergekit-evolve`` needs no exception here. It builds every candidate in
 ``ModelGenome.genotype_merge_config`` from a fixed set of keys, and its own configuration has no
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import click
 import yaml
 from pydantic.fields import FieldInfo
 
@@ -20,9 +21,8 @@ from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.compat_source import CompatSource
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.recipe_context import recipe_context
-from mergekit_collapse.switch import gate_mode
-
-FIELD = "compat"
+from mergekit_collapse.recipe_text import FIELD, misspelt_block
+from mergekit_collapse.switch import SWITCH, gate_mode
 
 _WRAPPED = "__mergekit_collapse__"
 _PARAMETERS = ["merge_config", "out_path", "options", "config_source"]
@@ -32,9 +32,11 @@ def install() -> None:
     """Hook MergeKit in this process, whether or not the start-up file did."""
     import mergekit.config
     import mergekit.merge
+    import mergekit.merge_methods
 
     extend_configuration(mergekit.config)
     wrap_run_merge(mergekit.merge)
+    register_merge_methods(mergekit.merge_methods)
 
 
 def is_installed() -> bool:
@@ -67,6 +69,13 @@ def extend_configuration(module: ModuleType) -> None:
     module.ConfigReader.model_rebuild(force=True)
 
 
+def register_merge_methods(_module: ModuleType) -> None:
+    """Add ``weighted_karcher`` and ``rescaled_mean`` to MergeKit's registry."""
+    from mergekit_collapse.merge_methods import register_methods
+
+    register_methods()
+
+
 def wrap_run_merge(module: ModuleType) -> None:
     """Put the gate before ``mergekit.merge.run_merge``, wherever that is bound already.
 
@@ -91,7 +100,7 @@ def wrap_run_merge(module: ModuleType) -> None:
         config, out_path, options, config_source = (call.arguments[name] for name in _PARAMETERS)
         try:
             if getattr(config, FIELD, None) is None:
-                _refuse_empty_block(config_source)
+                _refuse_lost_block(config_source)
             else:
                 return _gated(original, config, out_path, options, config_source)
         except CompatError as error:
@@ -124,25 +133,35 @@ def _replace_everywhere(original: object, replacement: object) -> None:
             names[name] = replacement
 
 
-def _refuse_empty_block(config_source: str | None) -> None:
-    """``compat:`` with nothing after it is null, which is what no block at all is validated to.
+def _refuse_lost_block(config_source: str | None) -> None:
+    """Whoever wrote a block wanted a gate, so the merge must not pass without one.
 
-    Only the text tells them apart: what mergekit-yaml hands over, or what mergekit-multi read.
-    Whoever wrote it wanted a gate, so the merge must not pass without one.
+    ``compat:`` with nothing after it is null, which is what no block at all is validated to, and
+    a misspelt key is dropped. Only the text tells: what mergekit-yaml hands over, or what
+    mergekit-multi read.
     """
     context = recipe_context()
     try:
         if config_source is None and context.config_file is not None:
             config_source = context.config_file.read_text(encoding="utf-8")
-        if config_source is None or FIELD not in config_source:
-            return
-        documents = list(yaml.safe_load_all(config_source))
+        documents = list(yaml.safe_load_all(config_source or ""))
     except (OSError, UnicodeError, yaml.YAMLError):
         return  # a program's own text; MergeKit has its configuration, and that has no block
-    if not any(isinstance(each, dict) and each.get(FIELD, ...) is None for each in documents):
+    lost = next(filter(None, map(_lost_block, documents)), None)
+    if lost is None:
         return
-    if gate_mode() != "0":
-        raise InvalidRecipeError(
-            f"{context.config_file or 'recipe'}: `{FIELD}:` is empty; "
-            f"write `{FIELD}: {{}}` to gate with the defaults, or remove the line"
-        )
+    problem = f"{context.config_file or 'recipe'}: {lost}"
+    if (mode := gate_mode()) == "1":
+        raise InvalidRecipeError(problem)
+    click.echo(f"mergekit-collapse: {SWITCH}={mode}: merging ungated: {problem}", err=True)
+
+
+def _lost_block(document: Any) -> str | None:
+    if not isinstance(document, dict):
+        return None
+    if FIELD in document:
+        empty = f"`{FIELD}:` is empty; write `{FIELD}: {{}}` to gate with the defaults"
+        return f"{empty}, or remove the line" if document[FIELD] is None else None
+    if (key := misspelt_block(document)) is None:
+        return None
+    return f"the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? Rename or remove it"

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 from mergekit import merge_methods
-from mergekit.common import ModelPath, ModelReference
+from mergekit.common import ModelPath, ModelReference, dtype_from_name
 from mergekit.config import MergeConfiguration, OutputModuleDefinition, OutputSliceDefinition
 from mergekit.merge_methods import BasePolicy
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe_text import FIELD, misspelt_block, require_distinct_keys
 from mergekit_collapse.schema import CompatBlock, TaskBlock, parse_compat
 
 # These interpolate from the base to the other model: their base is merged, not subtracted.
@@ -114,7 +115,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         ) from None
     except OSError as error:
         raise InvalidRecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidRecipeError(f"{path}: not valid YAML: {error}") from None
     if len(documents) > 1:
         raise InvalidRecipeError(
@@ -135,7 +136,12 @@ def read_recipe(path: Path) -> Recipe:
         InvalidRecipeError: the file, the recipe or its block is wrong.
     """
     raw, text = read_yaml(path)
-    compat = raw.pop("compat", {})
+    if FIELD not in raw and (key := misspelt_block(raw)) is not None:
+        raise InvalidRecipeError(
+            f"{path}: the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? "
+            "Rename or remove it"
+        )
+    compat = raw.pop(FIELD, {})
     if compat is None:
         raise InvalidRecipeError(
             f"{path}: `compat:` is empty; write `compat: {{}}` to gate with the defaults, "
@@ -170,7 +176,10 @@ def build_recipe(
         InvalidRecipeError: the block is invalid, or a task names a model that is not merged.
     """
     config = config.model_copy(deep=True)
+    if (text := source if source is not None else _text(path)) is not None:
+        require_distinct_keys(text, path or "recipe")
     block = parse_compat(compat)
+    _require_known_dtypes(config)
     groups = tuple(_groups(config))
     experts = _experts(config.merge_method, groups)
     bases = [g.base for g in groups if len(g.sources) > 1 and g.base not in (None, *experts)]
@@ -189,6 +198,26 @@ def build_recipe(
             _owner(i, t, experts, folder, merges) for i, t in enumerate(block.probes.tasks)
         ),
     )
+
+
+def _text(path: Path | None) -> str | None:
+    """Of the file that mergekit-multi read its documents from."""
+    try:
+        return path.read_text(encoding="utf-8") if path is not None else None
+    except (OSError, UnicodeError):
+        return None
+
+
+def _require_known_dtypes(config: MergeConfiguration) -> None:
+    """MergeKit looks only when it has merged the first tensor."""
+    for key in ("dtype", "out_dtype"):
+        if (name := getattr(config, key)) is not None:
+            try:
+                dtype_from_name(name)
+            except RuntimeError:
+                raise InvalidRecipeError(
+                    f"{key}: MergeKit has no {name!r}; write float32, float16 or bfloat16"
+                ) from None
 
 
 def _groups(config: MergeConfiguration) -> Iterator[Group]:

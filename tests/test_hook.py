@@ -384,6 +384,23 @@ def test_an_empty_block_does_not_pass_for_none(gate, recipe, tmp_path, monkeypat
     assert gate.calls == []
 
 
+@pytest.mark.parametrize("key", ["Compat", "comapt", "compat_", "combat"])
+def test_a_misspelt_block_does_not_pass_for_none(gate, recipe, tmp_path, key):
+    path = recipe(PLAIN | {key: {}})
+    result = CliRunner().invoke(run_yaml.main, [str(path), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert f"Error: {path}: the key {key!r} means nothing to MergeKit" in result.stderr
+    assert gate.calls == []
+
+
+@pytest.mark.parametrize("mode", ["warn", "0"])
+def test_a_lost_block_is_only_told_where_the_environment_says_so(merges, capsys, monkeypatch, mode):
+    monkeypatch.setenv("MERGEKIT_COLLAPSE", mode)
+    merges.run_merge(configuration(), "out", 1, "compat:")
+    assert len(merges.calls) == 1
+    assert "merging ungated" in capsys.readouterr().err
+
+
 def test_the_word_alone_is_no_block(merges, gate):
     for text in ("# compat:", "models: [compat]", "compat: [", "- compat"):
         merges.run_merge(configuration(), "out", 1, text)

@@ -10,7 +10,7 @@ import mergekit_collapse
 PACKAGE = Path(mergekit_collapse.__file__).parent
 
 ORDER = """
-    errors shapes schema compat_source
+    errors shapes schema compat_source recipe_text
     findings recipe coefficients
     foreign_errors tensor_headers hub_repository model_source checkpoint weight_files model_config
     tokenizer_files adapter_files model_facts tokenizers_agree merge_rules

@@ -180,3 +180,30 @@ def test_a_recipe_that_is_not_utf8_is_told_where(tmp_path):
 def test_a_missing_recipe_is_told(tmp_path):
     with pytest.raises(InvalidRecipeError, match="No such file"):
         read_recipe(tmp_path / "none.yml")
+
+
+PLAIN = """
+    merge_method: linear
+    models: [{model: org/a}, {model: org/b}]
+    parameters: {weight: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (PLAIN + "    compat: {budget: {mds: 2}, budget: {mds: 9}}", "'budget' stands twice"),
+        (PLAIN + "    compat: {}\n    compat: {}", "line 6: the key 'compat' stands twice"),
+        (PLAIN + "    comapt: {}", "the key 'comapt' means nothing to MergeKit"),
+        (PLAIN + "    compat: " + "[" * 3000, "not valid YAML"),
+        (PLAIN + "    compat: {}\n    dtype: float99", "dtype: MergeKit has no 'float99'"),
+    ],
+)
+def test_what_yaml_or_mergekit_would_drop_is_told(tmp_path, text, told):
+    with pytest.raises(InvalidRecipeError, match=told):
+        recipe(tmp_path, text)
+
+
+def test_anchors_and_merge_keys_are_no_twins(tmp_path):
+    block = "    compat:\n      probes: &p {samples: 4}\n      budget: {<<: {mds: 2}, mds: 3}\n"
+    assert recipe(tmp_path, PLAIN + block).compat.budget.mds == 3
