@@ -1,5 +1,6 @@
 """The command line: it parses, calls, prints and exits."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from mergekit_collapse import __version__, terminal
 from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.doctor import diagnose
 from mergekit_collapse.document import to_json
-from mergekit_collapse.errors import CompatError, MergeRefusedError
+from mergekit_collapse.errors import CompatError, InvalidRecipeError, MergeRefusedError
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import run as run_recipe
 from mergekit_collapse.report import Report
@@ -22,9 +23,22 @@ _MEASURING = {
     *("trust_remote_code", "unsafe_truncate_embeddings", "verbosity"),
 }
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+
+
+def _writable(_ctx: click.Context, _param: click.Parameter, file: Any) -> Any:
+    """Said before the models are measured; the file is opened when there is something to write."""
+    if file is not None and file.name != "-":
+        path = Path(file.name)
+        place = path if path.exists() else path.absolute().parent
+        if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written; name a file in a folder that can")
+    return file
+
+
 _JSON = click.option(
     "--json",
     "json_file",
+    callback=_writable,
     type=click.File("w", encoding="utf-8", lazy=True),
     help="Also write the report to this file, or to standard output if -.",
 )
@@ -56,6 +70,13 @@ def _measuring_options(command: click.Command) -> click.Command:
     return command
 
 
+def _apply(options: MergeOptions) -> None:
+    try:
+        options.apply_global_options()
+    except RuntimeError as error:
+        raise InvalidRecipeError(f"--num-threads {options.num_threads}: {error}") from None
+
+
 def _write_json(file: Any, report: Report | None) -> None:
     if file is not None and report is not None:
         file.write(to_json(report))
@@ -74,7 +95,7 @@ def check(recipe: Path, json_file: Any, report: Path | None, merge_options: Merg
 
     A recipe without a compat: block is judged by the default block.
     """
-    merge_options.apply_global_options()
+    _apply(merge_options)
     found = check_recipe(recipe, merge_options, report)
     # The document has standard output to itself.
     to_stderr = json_file is not None and json_file.name == "-"
@@ -96,7 +117,7 @@ def run(recipe: Path, out: Path, json_file: Any, merge_options: MergeOptions) ->
     Takes mergekit-yaml's own options. A recipe without a compat: block is judged by the
     default block.
     """
-    merge_options.apply_global_options()
+    _apply(merge_options)
     try:
         report = run_recipe(recipe, out, merge_options)
     except MergeRefusedError as refusal:

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from mergekit_collapse.errors import CompatError
+from mergekit_collapse.findings import printable
 
 
 class GateExit(click.ClickException):
@@ -16,6 +17,10 @@ class GateExit(click.ClickException):
     """
 
     error: CompatError
+
+    def format_message(self) -> str:
+        """Names come from other people's files: what would steer a terminal is written out."""
+        return "\n".join(map(printable, self.message.split("\n")))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made below and has no importable name; worker processes pickle exceptions.

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "coefficients": _coefficients(report.coefficients),
         "warnings": [
             {"subject": f.subject, "message": f.message, "advice": f.advice}
-            for f in (report.preflight.findings if report.preflight is not None else ())
+            for f in (report.preflight.warnings if report.preflight is not None else ())
         ],
         "probes": _probes(recipe, measured.probe_set, measured.token_digest) if measured else None,
         "forward": (
@@ -94,8 +95,7 @@ def write_report(report: Report, folder: Path) -> Report:
         partial.write_text(to_json(report), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        # Unless the folder itself is what failed.
-        if folder.is_dir():
+        with suppress(OSError):  # where the folder itself is what failed
             partial.unlink(missing_ok=True)
         raise EvaluationError(
             f"{path}: the report cannot be written: {error.strerror}. "

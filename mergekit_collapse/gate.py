@@ -2,6 +2,8 @@
 
 import errno
 import inspect
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,15 @@ from mergekit_collapse.assessment import assess
 from mergekit_collapse.card import add_to_card
 from mergekit_collapse.document import write_report
 from mergekit_collapse.errors import CompatError, EvaluationError, MergeRefusedError
+from mergekit_collapse.findings import printable
+from mergekit_collapse.foreign_errors import first_line
 from mergekit_collapse.recipe import Recipe, build_recipe, read_recipe
 from mergekit_collapse.recipe_context import recipe_context
 from mergekit_collapse.report import Report
-from mergekit_collapse.staging import publish, staged
+from mergekit_collapse.staging import publish, require_usable, staged
 from mergekit_collapse.switch import SWITCH, gate_mode
+
+LOG = logging.getLogger(__name__)
 
 
 def check(
@@ -126,13 +132,15 @@ def _gate(read: Callable[[], Recipe], merge: _Merge) -> Report | None:
         return None
     try:
         recipe = read()
-        count, name = len(recipe.models), merge.out.name
+        out = Path(os.path.abspath(merge.out))  # `.` has no name
+        folder = _report_folder(recipe, out.parent / f"{out.name}.compat")
+        require_usable(merge.out, [m.model.path for m in recipe.models], folder)
+        count, name = len(recipe.models), printable(out.name)
         _say(f"mergekit-collapse {__version__}: measuring {count} models before merging {name}")
         report = assess(recipe, merge.options, merging=True)
         if mode == "warn":
             report = report.as_warning()
-        default = merge.out.parent / f"{merge.out.name}.compat"
-        report = write_report(report, _report_folder(recipe, default))
+        report = write_report(report, folder)
     except CompatError as error:
         if mode != "warn":
             raise
@@ -155,13 +163,28 @@ def _merge_and_publish(report: Report, merge: _Merge) -> None:
             merge.into(folder)
             add_to_card(report, folder)
             publish(folder, merge.out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    except CompatError:
+        raise
+    except Exception as error:
+        # Any class at all: MergeKit and what it calls have no family of their own.
+        LOG.info("MergeKit's own error", exc_info=error)
+        if _is_full_disk(error):
+            raise EvaluationError(
+                f"{merge.out}: the disk is full; free some, or merge to another disk. "
+                "Nothing was left behind"
+            ) from error
         raise EvaluationError(
-            f"{merge.out}: the disk is full; free some, or merge to another disk. "
-            "Nothing was left behind"
+            f"{merge.out}: the gate allowed the merge, but MergeKit could not make it: "
+            f"{type(error).__name__}: {first_line(error)}. Mend the recipe, or see all of it "
+            "with -v. Nothing was left behind"
         ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """safetensors has an exception of its own, which holds the number as text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    told = any(f"os error {number})" in str(error) for number in numbers)
+    return told or getattr(error, "errno", None) in numbers
 
 
 def _report_folder(recipe: Recipe, default: Path) -> Path:

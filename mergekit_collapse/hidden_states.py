@@ -110,7 +110,7 @@ def resolve_layers(
 
     Raises:
         EvaluationError: numbers that mean different layers in models of unequal depth.
-        InvalidRecipeError: no such layer.
+        InvalidRecipeError: no such layer, or one twice.
     """
     first = depths[0]
     if layers == "last":
@@ -129,7 +129,13 @@ def resolve_layers(
                 f"compat.layer: no layer {number}; these models have layers 0 (the embeddings)"
                 f" to {first}, or -{first + 1} to -1 counted from the end"
             )
-    return tuple(number % (first + 1) for number in layers)
+    numbers = tuple(number % (first + 1) for number in layers)
+    if len(set(numbers)) != len(numbers):
+        raise InvalidRecipeError(
+            f"compat.layer: a layer stands twice in {list(layers)}, since these models have"
+            f" {first} layers; name each once"
+        )
+    return numbers
 
 
 def _bar(name: str, total: int, options: LoadOptions) -> Any:

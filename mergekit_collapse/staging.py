@@ -2,14 +2,44 @@
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 
 _PREFIX = ".collapse-"
+
+
+def require_usable(out: Path, sources: Iterable[str], report: Path) -> None:
+    """Refuse an output that could not be published, before anything is measured.
+
+    Args:
+        out: the output folder.
+        sources: folders or hub ids of the models that are merged.
+        report: folder of the report, which a refused merge has as well.
+
+    Raises:
+        InvalidRecipeError: ``out`` is no folder, is a model of the recipe or holds the report.
+    """
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise InvalidRecipeError(f"{out}: is no folder; name a folder, or a path that is free")
+    target = Path(os.path.realpath(out))
+    for source in sources:
+        if os.path.isdir(source) and Path(os.path.realpath(source)) == target:
+            raise InvalidRecipeError(
+                f"{out}: is a model that this recipe merges, which the merge would overwrite; "
+                "name another output folder"
+            )
+    if Path(os.path.realpath(report)).is_relative_to(target):
+        raise InvalidRecipeError(
+            f"compat.report: {report} lies in the output folder {out}, which a refused merge must "
+            "not make; name a folder outside it"
+        )
 
 
 @contextmanager
@@ -23,18 +53,39 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         EvaluationError: the parent folder cannot be made or written.
     """
-    out = Path(os.path.abspath(out))
+    # Beside what a link leads to, which may be on another file system.
+    parent = Path(os.path.realpath(out)).parent
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=out.parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     except OSError as error:
         raise EvaluationError(
-            f"{out.parent}: the merge cannot be written there: {error.strerror}"
+            f"{parent}: the merge cannot be written there: {error.strerror}; "
+            "free the disk, mend its rights or name another output folder"
         ) from None
     try:
-        yield holder / out.name
+        with _unwinding_when_ended():
+            yield holder / Path(os.path.abspath(out)).name
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def _unwinding_when_ended() -> Iterator[None]:
+    """Let SIGTERM and a lost terminal end the program through its ``finally`` clauses."""
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second
+            number = getattr(signal, name, None)
+            # Whoever has a handler of their own keeps it.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def publish(merged: Path, out: Path) -> None:
@@ -43,14 +94,34 @@ def publish(merged: Path, out: Path) -> None:
     Onto nothing or an empty folder it is one rename. A folder that has files keeps those
     that the merge does not write, as under stock MergeKit; ``config.json``, without which
     no reader takes the folder for a model, is taken away first and comes last.
+
+    Raises:
+        EvaluationError: a folder is in the way of a file, or the output cannot be written.
     """
-    out = Path(os.path.abspath(out))
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        os.replace(merged, out)
-        return
+    out = Path(os.path.realpath(out))
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            os.replace(merged, out)
+        else:
+            _move_into(merged, out)
+    except OSError as error:
+        raise EvaluationError(
+            f"{error.filename or out}: the merge cannot be put there: {error.strerror}; "
+            "mend its rights, or name another output folder"
+        ) from error
+
+
+def _move_into(merged: Path, out: Path) -> None:
+    made = sorted(merged.rglob("*"), key=lambda p: p.name == "config.json")
+    targets = {path: out / path.relative_to(merged) for path in made}
+    for path, target in targets.items():
+        if target.exists() and target.is_dir() != path.is_dir():
+            raise EvaluationError(
+                f"{target}: is in the way of what the merge writes there; remove it, or name "
+                "another output folder. Nothing was changed"
+            )
     (out / "config.json").unlink(missing_ok=True)
-    for path in sorted(merged.rglob("*"), key=lambda p: p.name == "config.json"):
-        target = out / path.relative_to(merged)
+    for path, target in targets.items():
         if path.is_dir():
             target.mkdir(exist_ok=True)
         else:

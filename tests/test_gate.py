@@ -9,11 +9,13 @@ from pathlib import Path
 import mergekit.merge
 import pytest
 import yaml
+from click.testing import CliRunner
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 import mergekit_collapse
 from mergekit_collapse import gate, mergekit_hook
+from mergekit_collapse.cli import main
 from mergekit_collapse.errors import (
     CompatError,
     EvaluationError,
@@ -335,3 +337,49 @@ def test_the_package_offers_check_and_run(write, tmp_path):
     assert mergekit_collapse.run(str(path), str(tmp_path / "out"), QUIET).verdict.exit_code == 0
     with pytest.raises(AttributeError, match="no attribute 'evaluate_all'"):
         _ = mergekit_collapse.evaluate_all
+
+
+def test_what_mergekit_raises_is_told(write, tmp_path, monkeypatch):
+    def failing(config, out_path, options, config_source=None):
+        raise KeyError("no such module")
+
+    path = write("one", "two")
+    monkeypatch.setattr(gate, "run_merge", failing)
+    with pytest.raises(EvaluationError, match="MergeKit could not make it: KeyError"):
+        gate.run(path, tmp_path / "out", QUIET)
+    assert left_in(tmp_path) == ["out.compat", "recipe.yml"]
+
+
+@pytest.mark.parametrize("report", ["out", "out/report"])
+def test_a_refusal_makes_no_output_folder_for_its_report(write, tmp_path, report):
+    with pytest.raises(InvalidRecipeError, match="lies in the output folder"):
+        gate.run(write("one", "far", compat={**FAST, "report": report}), tmp_path / "out", QUIET)
+    assert left_in(tmp_path) == ["recipe.yml"]
+
+
+def test_a_refusal_leaves_the_folder_that_it_is_run_in(write, tmp_path, monkeypatch):
+    path = write("one", "far")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(MergeRefusedError):
+        gate.run(path, ".", QUIET)
+    assert left_in(tmp_path) == ["here", "here.compat", "recipe.yml"]
+    assert left_in(tmp_path / "here") == []
+
+
+def test_a_report_name_that_is_too_long_is_told(write):
+    with pytest.raises(EvaluationError, match="the report cannot be written"):
+        checked(write("one", "two", compat={**FAST, "report": "a" * 300}))
+
+
+def test_one_layer_by_two_numbers_is_told(write):
+    with pytest.raises(InvalidRecipeError, match="a layer stands twice"):
+        checked(write("one", "two", compat={**FAST, "layer": [2, -1]}))
+
+
+@pytest.mark.parametrize("arguments", [["--json", "."], ["--json", "none/j"], ["--num-threads", 0]])
+def test_options_that_cannot_work_are_told_before_anything_is_measured(write, tmp_path, arguments):
+    command = [*("run", write("one", "two"), tmp_path / "out"), *arguments]
+    done = CliRunner().invoke(main, list(map(str, command)))
+    assert done.exit_code == 2, done.stderr
+    assert left_in(tmp_path) == ["recipe.yml"]
