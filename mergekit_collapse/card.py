@@ -3,7 +3,7 @@
 import html
 from pathlib import Path
 
-from mergekit_collapse.report import Report
+from mergekit_collapse.report import Report, cell
 
 
 def card_section(report: Report) -> str:
@@ -17,14 +17,14 @@ def card_section(report: Report) -> str:
         "",
     ]
     lines += [f"- {_plain(str(reason))}" for reason in verdict.reasons]
-    if measured is not None and (geometry := report.deciding) is not None:
-        reading = report.recipe.compat.budget.similarity
-        scores = next(r for r in geometry.mds if r.reading == reading)
-        lines += ["", f"| expert | MDS ({reading}) | predicted distortion |", "| --- | --- | --- |"]
+    geometry, scores = report.deciding, report.difficulty
+    if measured is not None and geometry is not None and scores is not None:
+        heads = f"| expert | MDS ({scores.reading}) | predicted distortion |"
+        lines += ["", heads, "| --- | --- | --- |"]
         for index, name in enumerate(report.recipe.names):
             predicted = geometry.predicted[index] if geometry.predicted is not None else None
-            score = scores.mds[index]
-            lines.append(f"| {_plain(name)} | {_cell(score)} | {_cell(predicted)} |")
+            score = cell(scores.mds[index], scores.reasons[index])
+            lines.append(f"| {_plain(name)} | {score} | {cell(predicted)} |")
         lines += [
             "",
             f"Space {geometry.space}, Δ² {geometry.bounds.diameter_squared:.3g}, "
@@ -42,10 +42,6 @@ def add_to_card(report: Report, model: Path) -> None:
     if card.exists():
         text = card.read_text(encoding="utf-8").rstrip("\n")
         card.write_text(f"{text}\n\n{card_section(report)}", encoding="utf-8")
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _plain(text: str) -> str:

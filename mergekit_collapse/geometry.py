@@ -11,7 +11,12 @@ from mergekit_collapse.distances import probe_distances
 from mergekit_collapse.enclosing_ball import Ball, enclosing_ball
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.grouping import Grouping, group_curve
-from mergekit_collapse.merging_difficulty import READINGS, MergingDifficulty, merging_difficulty
+from mergekit_collapse.merging_difficulty import (
+    READINGS,
+    MergingDifficulty,
+    Reading,
+    merging_difficulty,
+)
 from mergekit_collapse.own_task import OwnTasks, PooledSample, own_task_distortion
 from mergekit_collapse.predicted import SUM_TOLERANCE, predicted_distortion
 from mergekit_collapse.resampling import Confidence, confidence, resample_weights
@@ -78,6 +83,10 @@ class Geometry:
     own_task: OwnTasks
     confidence: Confidence
     optimistic: bool
+
+    def difficulty(self, reading: Reading) -> MergingDifficulty:
+        """The record of one reading."""
+        return self.mds[READINGS.index(reading)]
 
 
 def measure(

@@ -143,7 +143,10 @@ def _interval(interval: Interval) -> dict[str, Any]:
 
 
 def _own_task(task: OwnTask, experts: int) -> dict[str, Any]:
-    matrices: dict[str, Any] = defined("squared_distance", None, task.reason)
+    keys = ("distance", "squared_distance", "to_base")
+    matrices: dict[str, Any] = {
+        k: v for key in keys for k, v in defined(key, None, task.reason).items()
+    }
     if task.squared is not None and task.distance is not None:
         matrices = _matrices(task.distance, task.squared, experts)
     return {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mergekit_collapse.coefficients import Coefficients
 from mergekit_collapse.geometry import Geometry
+from mergekit_collapse.merging_difficulty import INFINITE, MergingDifficulty
 from mergekit_collapse.preflight import Preflight
 from mergekit_collapse.probes import ProbeSet
 from mergekit_collapse.recipe import Recipe
@@ -60,8 +61,23 @@ class Report:
             return self.measurement.predictive
         return self.measurement.hidden
 
+    @property
+    def difficulty(self) -> MergingDifficulty | None:
+        """The reading of the Merging Difficulty Score that decides."""
+        geometry = self.deciding
+        if geometry is None:
+            return None
+        return geometry.difficulty(self.recipe.compat.budget.similarity)
+
     def as_warning(self) -> "Report":
         """The same report with a refusal turned into a warning."""
         if self.verdict.decision != "refuse":
             return self
         return replace(self, verdict=Verdict("warn", 0, self.verdict.reasons))
+
+
+def cell(value: float | None, reason: str | None = None) -> str:
+    """A number for a table, to three digits; a dash where it is undefined for another reason."""
+    if value is None:
+        return "∞" if reason == INFINITE else "-"
+    return f"{value:.3g}"

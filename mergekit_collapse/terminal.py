@@ -1,11 +1,12 @@
 """The report as a person reads it in a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry import Geometry
-from mergekit_collapse.report import Report
+from mergekit_collapse.report import Report, cell
 from mergekit_collapse.resampling import Interval
+from mergekit_collapse.verdict import deciding_distortion
 
 _SHADES = " ░▒▓█"
 _NAME_WIDTH = 32
@@ -34,7 +35,7 @@ def ending(report: Report) -> str:
 
 
 def _warnings(report: Report) -> Iterator[str]:
-    for finding in report.preflight.findings if report.preflight is not None else ():
+    for finding in report.preflight.warnings if report.preflight is not None else ():
         yield f"warning: {printable(str(finding))}"
 
 
@@ -44,8 +45,8 @@ def _short(name: str) -> str:
 
 
 def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
-    budget = report.recipe.compat.budget
-    reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+    reading = report.difficulty
+    assert reading is not None
     names = [_short(name) for name in report.recipe.names]
     width = max(len("expert"), *map(len, names)) + 4
     yield (
@@ -58,12 +59,12 @@ def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
     to_base = geometry.squared[: len(names), len(names) :]
     for index, name in enumerate(names):
         weight = weights[index] if weights else None
-        score = _cell(reading.mds[index]) if reading.reasons[index] != "infinite" else "∞"
+        score = cell(reading.mds[index], reading.reasons[index])
         predicted = geometry.predicted[index] if geometry.predicted is not None else None
         base = float(to_base[index, 0]) if to_base.size else None
         yield (
-            f"  {f'{index + 1:>2} {name}':<{width}} {_cell(weight):>7} {score:>7} "
-            f"{_cell(predicted):>10} {_cell(base):>8}"
+            f"  {f'{index + 1:>2} {name}':<{width}} {cell(weight):>7} {score:>7} "
+            f"{cell(predicted):>10} {cell(base):>8}"
         )
     if geometry.predicted is None:
         yield f"  No prediction: {geometry.predicted_reason}."
@@ -80,10 +81,6 @@ def _layers(geometry: Geometry) -> str:
 
 def _probe_count(report: Report) -> int:
     return len(report.measurement.probe_set.probes) if report.measurement is not None else 0
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
 
 
 def _grid(report: Report, geometry: Geometry) -> Iterator[str]:
@@ -136,27 +133,18 @@ def _verdict(report: Report) -> Iterator[str]:
 
 def _within(report: Report) -> str:
     """What was held against what, so that an allowed merge is no bare yes."""
-    budget, geometry = report.recipe.compat.budget, report.deciding
+    budget, geometry, reading = report.recipe.compat.budget, report.deciding, report.difficulty
     assert geometry is not None
-    parts: Sequence[str] = []
+    assert reading is not None
+    parts = []
     if budget.distortion is not None:
-        own = budget.over == "own_task"
-        values: dict[str, float | None] = {
-            "ball": geometry.ball.radius_squared,
-            "corollary": geometry.bounds.corollary,
-            "weights": max(geometry.predicted) if geometry.predicted else None,
-        }
-        if own:
-            minimax = geometry.own_task.minimax
-            values["ball"] = minimax.distortion if minimax is not None else None
-            values["weights"] = geometry.own_task.predicted_worst
-        where = " on own tasks" if own else ""
-        parts = [
-            f"{budget.space} distortion ({budget.rule}{where}) {_cell(values[budget.rule])} "
+        where = " on own tasks" if budget.over == "own_task" else ""
+        value = deciding_distortion(geometry, budget, report.recipe.names)
+        parts.append(
+            f"{budget.space} distortion ({budget.rule}{where}) {cell(value)} "
             f"is within {budget.distortion:g}"
-        ]
+        )
     if budget.mds is not None:
-        reading = next(r for r in geometry.mds if r.reading == budget.similarity)
         worst = max(score for score in reading.mds if score is not None)
-        parts = [*parts, f"worst MDS ({budget.similarity}) {_cell(worst)} is within {budget.mds:g}"]
+        parts.append(f"worst MDS ({reading.reading}) {cell(worst)} is within {budget.mds:g}")
     return ", ".join(parts)

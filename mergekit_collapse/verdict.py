@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError
 from mergekit_collapse.geometry import Geometry
 from mergekit_collapse.merging_difficulty import INFINITE
@@ -85,11 +87,27 @@ def _distortion(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -
         return
     own = " on own tasks" if budget.over == "own_task" else ""
     reading = f"{budget.rule}{own}, {budget.space} space"
-    readings = _own_task_readings if own else _pooled_readings
-    for subject, value, advice in readings(geometry, budget, budget.distortion, names):
+    for subject, value, advice in _readings(geometry, budget, budget.distortion, names):
         # Written so that a NaN refuses.
         if not value <= budget.distortion:
             yield Reason("distortion", reading, subject, value, None, budget.distortion, advice)
+
+
+def deciding_distortion(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -> float:
+    """The reading that a distortion limit is about, the worst where every expert has one.
+
+    Raises:
+        EvaluationError: as ``judge``.
+    """
+    return max(value for _, value, _ in _readings(geometry, budget, np.inf, names))
+
+
+def _readings(
+    geometry: Geometry, budget: BudgetBlock, limit: float, names: Sequence[str]
+) -> Iterator[tuple[str, float, str]]:
+    """Subject, value and advice of each."""
+    readings = _own_task_readings if budget.over == "own_task" else _pooled_readings
+    return readings(geometry, budget, limit, names)
 
 
 def _pooled_readings(
@@ -145,7 +163,7 @@ def _farthest(task: OwnTask, names: Sequence[str]) -> str:
 def _difficulty(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -> Iterator[Reason]:
     if budget.mds is None:
         return
-    reading = next(r for r in geometry.mds if r.reading == budget.similarity)
+    reading = geometry.difficulty(budget.similarity)
     inside = [n for n, value in zip(names, reading.mds, strict=True) if _within(value, budget.mds)]
     for index, (value, why) in enumerate(zip(reading.mds, reading.reasons, strict=True)):
         if value is None and why != INFINITE:
