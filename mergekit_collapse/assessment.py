@@ -15,7 +15,6 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.geometry import Geometry, measure
 from mergekit_collapse.hidden_states import StateRequest, collect
 from mergekit_collapse.loader import LoadOptions, choose_dtype
-from mergekit_collapse.merge_rules import SourceGroup
 from mergekit_collapse.preflight import PreflightRequest, check_models
 from mergekit_collapse.probes import gather_probes
 from mergekit_collapse.recipe import Recipe
@@ -129,13 +128,9 @@ def _load_options(options: MergeOptions) -> LoadOptions:
 
 def _preflight_request(recipe: Recipe, options: MergeOptions, merging: bool) -> PreflightRequest:
     config = recipe.config
-    groups = tuple(
-        SourceGroup(g.label, tuple(s.model for s in g.sources), g.base, g.layer_ranges)
-        for g in recipe.groups
-    )
     return PreflightRequest(
         method=config.merge_method,
-        groups=groups,
+        groups=recipe.groups,
         references=recipe.experts,
         base=recipe.base,
         tokenizer_configured=config.tokenizer_source is not None or config.tokenizer is not None,

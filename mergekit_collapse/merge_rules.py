@@ -2,41 +2,17 @@
 
 import difflib
 from collections.abc import Hashable, Iterable
-from typing import NamedTuple
 
 from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.merge_methods import BasePolicy, InputContract
 
 from mergekit_collapse.findings import Finding, recipe_error
-from mergekit_collapse.recipe import identity
-
-
-class SourceGroup(NamedTuple):
-    """Models that are merged with one another.
-
-    Attributes:
-        label: where they stand in the YAML: ``models``, ``slices[0]``, ``modules.text.models``.
-        sources: in the order of the YAML.
-        base: the base model in force here.
-        layer_ranges: one per source in the ``slices`` form; None in the ``models`` form.
-    """
-
-    label: str
-    sources: tuple[ModelReference, ...]
-    base: ModelReference | None = None
-    layer_ranges: tuple[tuple[int, int], ...] | None = None
-
-    @property
-    def inputs(self) -> tuple[ModelReference, ...]:
-        """The sources as MergeKit plans them: only the ``models`` form adds a base not listed."""
-        if self.layer_ranges is not None or self.base is None or self.base in self.sources:
-            return self.sources
-        return (*self.sources, self.base)
+from mergekit_collapse.recipe import Group, identity
 
 
 def check_rules(
-    method: str, groups: Iterable[SourceGroup], references: Iterable[ModelReference]
+    method: str, groups: Iterable[Group], references: Iterable[ModelReference]
 ) -> tuple[Finding, ...]:
     """Check a recipe as MergeKit does when it plans, and better where it does not.
 
@@ -55,7 +31,7 @@ def check_rules(
     groups = tuple(groups)
     found = [finding for group in groups for finding in _group(method, contract, group)]
     experts = {identity(reference) for reference in references}
-    several = [g for g in groups if g.layer_ranges is None or len(g.inputs) > 1]
+    several = [g for g in groups if g.layer_ranges is None or len(g.models) > 1]
     # Methods of one input, such as passthrough, merge nothing and so need no second expert.
     if len(experts) < 2 and several and contract.max_inputs != 1 and not found:
         count = "one expert only" if experts else "no expert"
@@ -66,13 +42,13 @@ def check_rules(
     return tuple(found)
 
 
-def _group(method: str, contract: InputContract, group: SourceGroup) -> list[Finding]:
+def _group(method: str, contract: InputContract, group: Group) -> list[Finding]:
     found = _duplicates(group)
     if not found:
         try:
-            contract.validate_ids(group.inputs, group.base)
+            contract.validate_ids(group.models, group.base)
         except ValueError as problem:
-            got = ", ".join(map(str, group.inputs)) or "none"
+            got = ", ".join(map(str, group.models)) or "none"
             base = f"base_model {group.base}" if group.base else "no base_model"
             found.append(
                 recipe_error(
@@ -84,10 +60,10 @@ def _group(method: str, contract: InputContract, group: SourceGroup) -> list[Fin
     return found + _ranges(group)
 
 
-def _duplicates(group: SourceGroup) -> list[Finding]:
+def _duplicates(group: Group) -> list[Finding]:
     seen: dict[Hashable, ModelReference] = {}
     found = []
-    for reference in group.inputs:
+    for reference in group.models:
         first = seen.setdefault(identity(reference), reference)
         if first is not reference:
             written = "stands twice" if first == reference else f"is the same model as {first}"
@@ -121,10 +97,10 @@ def _wants(contract: InputContract) -> str:
     return f"takes {count} {models}, {what}{base}"
 
 
-def _ranges(group: SourceGroup) -> list[Finding]:
+def _ranges(group: Group) -> list[Finding]:
     ranges = group.layer_ranges or ()
     advice = "write layer_range: [first, end], the end not included, of equal length in one slice"
-    for reference, (start, end) in zip(group.sources, ranges, strict=False):
+    for reference, (start, end) in zip(group.models, ranges, strict=False):
         if start < 0 or end <= start:
             message = f"layer_range [{start}, {end}] of {reference} holds no layer"
             return [recipe_error(group.label, message, advice)]

@@ -8,8 +8,8 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.adapter_files import misfits
 from mergekit_collapse.findings import Finding, error, recipe_error, shortened, warning
-from mergekit_collapse.merge_rules import SourceGroup
 from mergekit_collapse.model_facts import ModelFacts
+from mergekit_collapse.recipe import Group
 
 _SIZES = {
     "hidden_size": "hidden size",
@@ -144,14 +144,14 @@ def _compare_two(
 
 
 def check_layers(
-    groups: Iterable[SourceGroup], facts: Mapping[ModelReference, ModelFacts]
+    groups: Iterable[Group], facts: Mapping[ModelReference, ModelFacts]
 ) -> list[Finding]:
     """Layer counts: equal where whole models are merged, and no range past a model's end."""
     found = []
     for group in groups:
-        known = [r for r in group.inputs if r in facts and _layers(facts[r], group.label)]
+        known = [r for r in group.models if r in facts and _layers(facts[r], group.label)]
         counts = {reference: _layers(facts[reference], group.label) for reference in known}
-        for index, reference in enumerate(group.sources):
+        for index, reference in enumerate(group.models):
             if group.layer_ranges is None or reference not in counts:
                 continue
             start, end = group.layer_ranges[index]

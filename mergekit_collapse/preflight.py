@@ -12,9 +12,10 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.findings import Finding, error, recipe_error, warning
-from mergekit_collapse.merge_rules import SourceGroup, check_rules
+from mergekit_collapse.merge_rules import check_rules
 from mergekit_collapse.model_differences import check_alone, check_layers, compare
 from mergekit_collapse.model_facts import ModelFacts, read_model, with_adapter
+from mergekit_collapse.recipe import Group
 from mergekit_collapse.tensor_differences import check_optional_tensors, check_tensors
 from mergekit_collapse.tokenizers_agree import (
     SAMPLE_TEXTS,
@@ -41,7 +42,7 @@ class PreflightRequest:
     """
 
     method: str
-    groups: tuple[SourceGroup, ...]
+    groups: tuple[Group, ...]
     references: tuple[ModelReference, ...]
     base: ModelReference | None = None
     tokenizer_configured: bool = False
@@ -56,7 +57,7 @@ class PreflightRequest:
     @property
     def models(self) -> tuple[ModelReference, ...]:
         """Every model of the recipe once: experts, base, and what stands in a group only."""
-        grouped = (r for g in self.groups for r in g.inputs)
+        grouped = (r for g in self.groups for r in g.models)
         base = () if self.base is None else (self.base,)
         return tuple(dict.fromkeys((*self.references, *base, *grouped)))
 

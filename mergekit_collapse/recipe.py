@@ -51,6 +51,11 @@ class Group:
     layer_ranges: tuple[tuple[int, int], ...] | None
     settings: tuple[Settings, ...]
 
+    @property
+    def models(self) -> tuple[ModelReference, ...]:
+        """The sources without their parameters."""
+        return tuple(source.model for source in self.sources)
+
 
 @dataclass(frozen=True)
 class Recipe:

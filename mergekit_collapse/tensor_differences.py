@@ -9,8 +9,8 @@ from mergekit.common import ModelReference
 from mergekit.merge_methods import OptionalTensorPolicy
 
 from mergekit_collapse.findings import Finding, error, shortened, warning
-from mergekit_collapse.merge_rules import SourceGroup
 from mergekit_collapse.model_facts import ModelFacts
+from mergekit_collapse.recipe import Group
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 
@@ -84,16 +84,16 @@ def _missing_by_comparison(facts: list[ModelFacts]) -> list[Finding]:
 
 
 def check_optional_tensors(
-    method: str, groups: Iterable[SourceGroup], facts: Mapping[ModelReference, ModelFacts]
+    method: str, groups: Iterable[Group], facts: Mapping[ModelReference, ModelFacts]
 ) -> list[Finding]:
     """Optional tensors that only some models have: what MergeKit's method does then."""
     found = []
     for group in groups:
-        members = {r: facts[r] for r in group.inputs if r in facts}
+        members = {r: facts[r] for r in group.models if r in facts}
         lists = [f.weights for f in members.values()]
         shapes = [f.tensors for f in members.values()]
         # Slices pair layers of different numbers, and unread models say nothing.
-        if group.layer_ranges is not None or len(members) < len(group.inputs) or None in shapes:
+        if group.layer_ranges is not None or len(members) < len(group.models) or None in shapes:
             continue
         definition = lists[0] if lists else None
         for weight in definition or ():
@@ -107,7 +107,7 @@ def check_optional_tensors(
 
 def _optional(
     method: str,
-    group: SourceGroup,
+    group: Group,
     weight: WeightInfo,
     having: list[ModelReference],
     members: list[ModelReference],

@@ -9,8 +9,8 @@ from mergekit.common import ModelReference
 from preflight_models import LLAMA, byte_tokenizer, llama_shapes, write_adapter, write_model
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.merge_rules import SourceGroup, identity
 from mergekit_collapse.preflight import PreflightRequest, check_models
+from mergekit_collapse.recipe import Group, Source, identity
 
 
 def refs(*paths):
@@ -18,13 +18,20 @@ def refs(*paths):
 
 
 def request(*paths, method="linear", base=None, ranges=None, **options):
-    sources = refs(*paths)
+    models = refs(*paths)
     base = None if base is None else refs(base)[0]
-    label = "models" if ranges is None else "slices[0]"
-    experts = tuple(s for s in sources if s != base or method == "slerp")
-    return PreflightRequest(
-        method, (SourceGroup(label, sources, base, ranges),), experts, base, **options
+    experts = tuple(m for m in models if m != base or method == "slerp")
+    if ranges is None and base not in (None, *models):
+        models = (*models, base)  # as a recipe adds it, in this form only
+    group = Group(
+        label="models" if ranges is None else "slices[0]",
+        sources=tuple(Source(model, {}) for model in models),
+        base=base,
+        layers=None if ranges is None else ranges[0][1] - ranges[0][0],
+        layer_ranges=ranges,
+        settings=(),
     )
+    return PreflightRequest(method, (group,), experts, base, **options)
 
 
 def check(*paths, **options):
