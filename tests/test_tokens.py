@@ -48,10 +48,10 @@ def test_an_encoder_decoder_keeps_its_prompt_whole(framing_tokenizer):
 def test_a_long_prompt_loses_its_beginning(framing_tokenizer):
     text = "the dog does not mind at all. " * 20
     probe = encode(framing_tokenizer, text, "yes", max_tokens=16)
-    full = framing_tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
+    full = framing_tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(probe.prompt) + len(probe.target) == 16
     assert probe.prompt[0] == framing_tokenizer.convert_tokens_to_ids("<s>")
-    assert list(probe.prompt[1:])[-4:-1] == full[-3:] or list(probe.prompt[-3:]) == full[-3:]
+    assert list(probe.prompt[1:]) == full[1 - len(probe.prompt) :]
 
 
 def test_a_long_target_leaves_half_for_the_prompt(framing_tokenizer):
