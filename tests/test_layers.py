@@ -1,6 +1,7 @@
 """Data flows one way: a module imports only modules that come before it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def files():
 def test_every_module_has_a_place():
     tops = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in files()}
     assert tops == set(ORDER)
+
+
+def test_contributing_names_only_modules_that_exist():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) > 30
+    assert named <= set(ORDER)
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
