@@ -21,6 +21,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 from mergekit.common import ModelPath
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.foreign_errors import first_line
 from mergekit_collapse.tensor_headers import (
     TensorHeader,
     header_length,
@@ -61,7 +62,7 @@ class HubRepository:
             return Path(path).read_bytes()
         # The hub client's transport, and so its errors, differ between its versions.
         except Exception as problem:
-            raise _unreachable(f"{self.where}: {name}", problem) from problem
+            raise unreachable(f"{self.where}: {name}", problem) from problem
 
     def header(self, name: str) -> TensorHeader:
         cached = try_to_load_from_cache(
@@ -95,7 +96,7 @@ class HubRepository:
             hf_raise_for_status(answer)
             content: bytes = answer.content
         except Exception as problem:
-            raise _unreachable(f"{self.where}: {name}", problem) from problem
+            raise unreachable(f"{self.where}: {name}", problem) from problem
         return content[:count] if answer.status_code == 206 else content[start : start + count]
 
 
@@ -114,7 +115,7 @@ def find_on_hub(model: ModelPath, cache_dir: str | None) -> HubRepository | Path
         cached = _cached_snapshot(model, cache_dir)
         if cached is not None:
             return cached
-        raise _unreachable(str(model), problem) from problem
+        raise unreachable(str(model), problem) from problem
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     return HubRepository(model.path, info.sha or model.revision or "main", sizes, cache_dir)
 
@@ -130,7 +131,8 @@ def _cached_snapshot(model: ModelPath, cache_dir: str | None) -> Path | None:
         return None
 
 
-def _unreachable(what: str, problem: Exception) -> EvaluationError:
+def unreachable(what: str, problem: Exception) -> EvaluationError:
+    """What the hub client raised, as the error to raise from it: what is wrong, and what to do."""
     kind = type(problem).__name__
     if kind in ("RepositoryNotFoundError", "HFValidationError"):
         return EvaluationError(
@@ -143,8 +145,8 @@ def _unreachable(what: str, problem: Exception) -> EvaluationError:
         )
     if kind == "RevisionNotFoundError":
         return EvaluationError(f"{what}: has no such revision on the hub; correct what follows @")
-    reason = str(problem).strip().splitlines()[:1] or [""]
     return EvaluationError(
-        f"{what}: is not a folder here, and the hub cannot be reached ({kind}: {reason[0]}); "
+        f"{what}: is not a folder here, and the hub cannot be reached "
+        f"({kind}: {first_line(problem)}); "
         "go online, or download the model and name its folder"
     )

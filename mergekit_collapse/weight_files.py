@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import huggingface_hub
-import huggingface_hub.errors as hub_errors
 from mergekit.common import ModelPath
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.foreign_errors import first_line
+from mergekit_collapse.hub_repository import unreachable
 
 # The same names, in MergeKit's own order of preference.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -83,29 +83,14 @@ def _folder(
         folder = _download(path, cache_dir, patterns)
         if not any(folder.glob("*.safetensors")):
             folder = _download(path, cache_dir, [*patterns, "*.bin"])
-    except (hub_errors.HFValidationError, hub_errors.RepositoryNotFoundError) as error:
-        if isinstance(error, hub_errors.GatedRepoError):
+    # The hub client's transport, and so its errors, differ between its versions.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
             raise EvaluationError(
-                f"model {path}: the Hub wants you to accept its licence; do so on"
-                f" https://huggingface.co/{path.path} and log in with `hf auth login`"
+                f"model {path}: could not be downloaded: {first_line(error)}; free disk space or"
+                " choose another cache folder"
             ) from error
-        raise EvaluationError(
-            f"model {path}: no such folder here, and no such model on the Hub"
-            " (or it is private); correct the name, or log in with `hf auth login`"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise EvaluationError(f"model {path}: the Hub has no such revision; correct it") from error
-    except OSError as error:
-        if isinstance(error, hub_errors.LocalEntryNotFoundError) or not error.errno:
-            raise EvaluationError(
-                f"model {path}: no such folder here, not in the cache, and the Hub cannot be"
-                f" reached; connect to the network, fetch it with `hf download {path.path}`, or"
-                " name a local folder"
-            ) from error
-        raise EvaluationError(
-            f"model {path}: could not be downloaded: {first_line(error)}; free disk space or"
-            " choose another cache folder"
-        ) from error
+        raise unreachable(f"model {path}", error) from error
     return folder
 
 

@@ -311,10 +311,13 @@ def test_a_hub_id_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     options = LoadOptions("cpu", torch.float32, cache_dir=str(tmp_path), progress=False)
     with pytest.raises(
-        EvaluationError, match=r"someone/model: .*the Hub cannot be reached; connect"
+        EvaluationError,
+        match=r"model someone/model: is not a folder here, and the hub cannot be .*; go online",
     ):
         load("someone/model", options=options)
-    with pytest.raises(EvaluationError, match=r"no such folder here, and no such model on the Hub"):
+    with pytest.raises(
+        EvaluationError, match=r"is neither a folder here nor a public model on the hub"
+    ):
         load("./no/such/folder", options=options)
 
 
