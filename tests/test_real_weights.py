@@ -9,8 +9,8 @@ from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_collapse import gate
-from mergekit_collapse.demo.run import _write_recipe
-from mergekit_collapse.demo.smollm2 import ensure_base, find_gguf
+from mergekit_collapse.demo.run import write_recipe
+from mergekit_collapse.demo.smollm2 import cache_folder, ensure_base, find_gguf
 from mergekit_collapse.errors import EvaluationError
 
 pytestmark = pytest.mark.slow
@@ -28,15 +28,14 @@ def base():
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return ensure_base(Path(cache) / "mergekit-collapse")
+    return ensure_base(cache_folder())
 
 
 @pytest.fixture
 def checked(base, tmp_path):
     def checked(name):
         torch.set_num_threads(2)
-        return gate.check(_write_recipe(DEMO, tmp_path, base, name), QUIET)
+        return gate.check(write_recipe(DEMO, tmp_path, base, name), QUIET)
 
     return checked
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from mergekit_collapse.demo.scores import CHOICES, Row
-from mergekit_collapse.demo.smollm2 import BASE_NAME, ensure_base
+from mergekit_collapse.demo.smollm2 import BASE_NAME, cache_folder, ensure_base
 
 DEMO = Path(__file__).parents[1] / "mergekit_collapse" / "demo"
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -160,7 +160,7 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", type=Path)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mergekit-collapse")
+    parser.add_argument("--cache", type=Path, default=cache_folder())
     parser.add_argument("--out", type=Path, default=DEMO)
     parser.add_argument("--only", nargs="*", choices=sorted(EXPERTS), default=sorted(EXPERTS))
     parser.add_argument("--threads", type=int, default=1)

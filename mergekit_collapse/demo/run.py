@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from mergekit_collapse.demo.scores import CHOICES, load_model, load_rows, score
-from mergekit_collapse.demo.smollm2 import ensure_base
+from mergekit_collapse.demo.smollm2 import cache_folder, ensure_base
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError
 
 _GENTLE = {task: task for task in CHOICES}
@@ -30,10 +30,10 @@ def run_demo(work: Path) -> None:
         EvaluationError: a part of the demo is not installed, or it did not end as it should.
     """
     work = work.resolve()
-    base = ensure_base(_cache())
+    base = ensure_base(cache_folder())
     with resources.as_file(resources.files("mergekit_collapse.demo")) as shipped:
         _start_afresh(work)
-        good, doomed, twin = (_write_recipe(shipped, work, base, name) for name in _RECIPES)
+        good, doomed, twin = (write_recipe(shipped, work, base, name) for name in _RECIPES)
         _title("Three adapters of one base, trained gently:")
         _expect(0, _mergekit_yaml(good, work / "good", work))
         _title("Three adapters of the same base, trained too hot:")
@@ -52,11 +52,6 @@ def run_demo(work: Path) -> None:
     click.echo(f"\nReports: {', '.join(str(work / f'{name}.compat') for name in _RECIPES)}")
 
 
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mergekit-collapse"
-
-
 def _start_afresh(work: Path) -> None:
     """Clear what an earlier demo left; other files in the folder stay."""
     work.mkdir(parents=True, exist_ok=True)
@@ -65,7 +60,8 @@ def _start_afresh(work: Path) -> None:
         shutil.rmtree(work / name, ignore_errors=True)
 
 
-def _write_recipe(shipped: Path, work: Path, base: Path, name: str) -> Path:
+def write_recipe(shipped: Path, work: Path, base: Path, name: str) -> Path:
+    """A shipped recipe in the folder ``work``, with the paths of this machine."""
     text = (shipped / "recipes" / f"{name}.yml").read_text(encoding="utf-8")
     path = work / f"{name}.yml"
     for word, folder in (
