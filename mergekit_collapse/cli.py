@@ -1,5 +1,6 @@
 """The command line: it parses, calls, prints and exits."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ from mergekit_collapse import __version__, terminal
 from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.doctor import diagnose
 from mergekit_collapse.document import to_json
-from mergekit_collapse.errors import CompatError, InvalidRecipeError, MergeRefusedError
+from mergekit_collapse.errors import (
+    CompatError,
+    EvaluationError,
+    InvalidRecipeError,
+    MergeRefusedError,
+)
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import run as run_recipe
 from mergekit_collapse.report import Report
@@ -78,8 +84,18 @@ def _apply(options: MergeOptions) -> None:
 
 
 def _write_json(file: Any, report: Report | None) -> None:
-    if file is not None and report is not None:
+    if file is None or report is None:
+        return
+    try:
         file.write(to_json(report))
+        file.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # a reader that had enough; click ends quietly
+            raise
+        raise EvaluationError(
+            f"--json {file.name}: cannot be written: {error.strerror}; free the disk, or read "
+            f"{report.path}"
+        ) from None
 
 
 @_measuring_options

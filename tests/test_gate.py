@@ -383,3 +383,10 @@ def test_options_that_cannot_work_are_told_before_anything_is_measured(write, tm
     done = CliRunner().invoke(main, list(map(str, command)))
     assert done.exit_code == 2, done.stderr
     assert left_in(tmp_path) == ["recipe.yml"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_json_file_on_a_full_disk_is_told(write):
+    done = CliRunner().invoke(main, ["check", str(write("one", "two")), "--json", "/dev/full"])
+    assert done.exit_code == 1
+    assert "--json /dev/full: cannot be written: No space left on device" in done.stderr
