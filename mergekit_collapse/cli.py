@@ -19,6 +19,7 @@ from mergekit_collapse.errors import (
     InvalidRecipeError,
     MergeRefusedError,
 )
+from mergekit_collapse.findings import printable
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import run as run_recipe
 from mergekit_collapse.report import Report
@@ -151,7 +152,8 @@ def doctor(recipe: Path | None) -> None:
     """
     diagnosis = diagnose(recipe)
     for finding in diagnosis.findings:
-        click.echo(f"{finding.level:>8}  {finding.subject}: {finding.text}")
+        text = "\n".join(map(printable, finding.text.split("\n")))
+        click.echo(f"{finding.level:>8}  {finding.subject}: {text}")
     sys.exit(diagnosis.exit_code)
 
 

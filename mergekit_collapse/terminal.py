@@ -31,7 +31,7 @@ def verdict(report: Report) -> str:
 
 def ending(report: Report) -> str:
     """What every way in prints last: the verdict, and where the report is."""
-    return f"{verdict(report)}\nReport: {report.path}"
+    return f"{verdict(report)}\nReport: {printable(str(report.path))}"
 
 
 def _warnings(report: Report) -> Iterator[str]:

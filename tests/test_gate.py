@@ -390,3 +390,13 @@ def test_a_json_file_on_a_full_disk_is_told(write):
     done = CliRunner().invoke(main, ["check", str(write("one", "two")), "--json", "/dev/full"])
     assert done.exit_code == 1
     assert "--json /dev/full: cannot be written: No space left on device" in done.stderr
+
+
+def test_no_name_steers_the_terminal(write, tmp_path):
+    escape = "\x1b[31m"
+    done = CliRunner().invoke(main, ["run", str(write("one", "far")), str(tmp_path / f"o{escape}")])
+    assert done.exit_code == 3
+    assert escape not in done.output
+    (tmp_path / "odd.yml").write_text('"compat\\e[31m": {}')
+    done = CliRunner().invoke(main, ["doctor", str(tmp_path / "odd.yml")])
+    assert escape not in done.output
