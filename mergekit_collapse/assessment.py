@@ -10,18 +10,18 @@ from typing import Any
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.coefficients import recipe_coefficients
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.geometry import Geometry, measure
-from mergekit_collapse.hidden_states import StateRequest, collect
-from mergekit_collapse.loader import LoadOptions, choose_dtype
-from mergekit_collapse.preflight import PreflightRequest, check_models
-from mergekit_collapse.probes import gather_probes
-from mergekit_collapse.recipe import Recipe
-from mergekit_collapse.report import Measurement, Report
-from mergekit_collapse.states import SpaceStates
-from mergekit_collapse.tokenizers_agree import load_tokenizer
-from mergekit_collapse.tokens import tokenize
+from mergekit_collapse.geometry.geometry import Geometry, measure
+from mergekit_collapse.preflight.preflight import PreflightRequest, check_models
+from mergekit_collapse.preflight.tokenizers_agree import load_tokenizer
+from mergekit_collapse.probes.probes import gather_probes
+from mergekit_collapse.probes.tokens import tokenize
+from mergekit_collapse.recipe.coefficients import recipe_coefficients
+from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.report import Measurement, Report
+from mergekit_collapse.states.hidden_states import StateRequest, collect
+from mergekit_collapse.states.loader import LoadOptions, choose_dtype
+from mergekit_collapse.states.states import SpaceStates
 from mergekit_collapse.verdict import ALLOW, judge
 
 LOG = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ from typing import Any
 import click
 from mergekit.options import MergeOptions, add_merge_options
 
-from mergekit_collapse import __version__, terminal
+from mergekit_collapse import __version__
 from mergekit_collapse.click_errors import at_the_edge
-from mergekit_collapse.doctor import diagnose
-from mergekit_collapse.document import to_json
+from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import (
     CompatError,
     EvaluationError,
@@ -22,7 +21,9 @@ from mergekit_collapse.errors import (
 from mergekit_collapse.findings import printable
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import run as run_recipe
-from mergekit_collapse.report import Report
+from mergekit_collapse.report import terminal
+from mergekit_collapse.report.document import to_json
+from mergekit_collapse.report.report import Report
 
 # Of mergekit-yaml's options, those about devices, caches, trust and talk.
 _MEASURING = {

@@ -14,16 +14,17 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-from mergekit_collapse import __version__, terminal
+from mergekit_collapse import __version__
 from mergekit_collapse.assessment import assess
-from mergekit_collapse.card import add_to_card
-from mergekit_collapse.document import write_report
 from mergekit_collapse.errors import CompatError, EvaluationError, MergeRefusedError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.foreign_errors import first_line
-from mergekit_collapse.recipe import Recipe, build_recipe, read_recipe
-from mergekit_collapse.recipe_context import recipe_context
-from mergekit_collapse.report import Report
+from mergekit_collapse.recipe.context import recipe_context
+from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
+from mergekit_collapse.report import terminal
+from mergekit_collapse.report.card import add_to_card
+from mergekit_collapse.report.document import write_report
+from mergekit_collapse.report.report import Report
 from mergekit_collapse.staging import publish, require_usable, staged
 from mergekit_collapse.switch import SWITCH, gate_mode
 

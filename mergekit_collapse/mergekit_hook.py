@@ -18,10 +18,10 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from mergekit_collapse.click_errors import at_the_edge
-from mergekit_collapse.compat_source import CompatSource
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
-from mergekit_collapse.recipe_context import recipe_context
-from mergekit_collapse.recipe_text import FIELD, misspelt_block
+from mergekit_collapse.recipe.compat_source import CompatSource
+from mergekit_collapse.recipe.context import recipe_context
+from mergekit_collapse.recipe.text import FIELD, misspelt_block
 from mergekit_collapse.switch import SWITCH, gate_mode
 
 _WRAPPED = "__mergekit_collapse__"

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError
-from mergekit_collapse.geometry import Geometry
-from mergekit_collapse.merging_difficulty import INFINITE
-from mergekit_collapse.own_task import OwnTask
-from mergekit_collapse.schema import BudgetBlock
+from mergekit_collapse.geometry.geometry import Geometry
+from mergekit_collapse.geometry.merging_difficulty import INFINITE
+from mergekit_collapse.geometry.own_task import OwnTask
+from mergekit_collapse.recipe.schema import BudgetBlock
 
 Decision = Literal["allow", "warn", "refuse"]
 

@@ -13,7 +13,11 @@ import sys
 
 # A module of MergeKit -> the function of mergekit_collapse.mergekit_hook that gets it once it has
 # been executed.
-HOOKS = {"mergekit.config": "extend_configuration", "mergekit.merge": "wrap_run_merge"}
+HOOKS = {
+    "mergekit.config": "extend_configuration",
+    "mergekit.merge": "wrap_run_merge",
+    "mergekit.merge_methods": "register_merge_methods",
+}
 
 _PACKAGE = "mergekit_collapse"
 _HOOK_MODULE = "mergekit_collapse.mergekit_hook"
@@ -80,8 +84,11 @@ def hook(module):
 
 def _say_not_hooked(name, error):
     """No exception: a recipe without a `compat:` block must merge as without the plugin."""
+    lost = "a `compat:` block is IGNORED"
+    if name == "mergekit.merge_methods":
+        lost = "its methods are MISSING"
     print(
-        f"mergekit-collapse: {name} could not be hooked, so a `compat:` block is IGNORED: "
+        f"mergekit-collapse: {name} could not be hooked, so {lost}: "
         f"{type(error).__name__}: {error}; `mergekit-collapse doctor` says more",
         file=sys.stderr,
     )

@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from mergekit_collapse.scales import LayerScale, layer_scales
-from mergekit_collapse.state_rows import StateRows, select_probes
-from mergekit_collapse.states import SpaceStates
+from mergekit_collapse.geometry.rows import StateRows, select_probes
+from mergekit_collapse.geometry.scales import LayerScale, layer_scales
+from mergekit_collapse.states.states import SpaceStates
 
 
 def squared_distances(points: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_collapse.batching import answer_count, make_batches, pad, plan_batches
-from mergekit_collapse.tokens import TokenizedProbe
+from mergekit_collapse.probes.tokens import TokenizedProbe
+from mergekit_collapse.states.batching import answer_count, make_batches, pad, plan_batches
 
 token_lists = st.lists(st.integers(1, 99), min_size=1, max_size=9).map(tuple)
 targets = st.lists(st.integers(1, 99), max_size=4).map(tuple)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from made_states import gaussian_points, point_sets, squared_distances
 
-from mergekit_collapse.bounds import distance_bounds, span_dimension
-from mergekit_collapse.enclosing_ball import enclosing_ball
+from mergekit_collapse.geometry.bounds import distance_bounds, span_dimension
+from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
 
 
 @given(point_sets())

@@ -7,9 +7,9 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import TensorGroup
 from mergekit.merge_methods import get as merge_method
 
-from mergekit_collapse.coefficients import recipe_coefficients
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.recipe import build_recipe
+from mergekit_collapse.recipe.coefficients import recipe_coefficients
+from mergekit_collapse.recipe.recipe import build_recipe
 
 
 def coefficients(**recipe):
@@ -69,6 +69,39 @@ def test_ties_is_called_an_approximation():
     np.testing.assert_allclose(found.alpha, [0.5, 0.5, 0.0])
     assert not found.exact
     assert "without trimming" in found.note
+
+
+@pytest.mark.parametrize(
+    ("method", "note"),
+    [
+        ("weighted_karcher", "weighted_karcher averages directions, not tensors"),
+        ("rescaled_mean", "rescaled_mean stretches the mean to the experts' norm"),
+    ],
+)
+def test_the_means_of_directions_are_normalised_and_approximate(method, note):
+    found = coefficients(merge_method=method, **models(1, 3))
+    np.testing.assert_allclose(found.alpha, [0.25, 0.75])
+    assert (found.weights, found.exact, found.note) == ((1.0, 3.0), False, note)
+    # As with MergeKit's karcher, whose place it can take, a base is one of those averaged.
+    alike = coefficients(merge_method=method, **models(None, None, base=True))
+    karcher = coefficients(merge_method="karcher", **models(None, None, base=True))
+    np.testing.assert_allclose(alike.alpha, karcher.alpha)
+    assert alike.weights == (1.0, 1.0, 1.0)
+
+
+def test_gradients_and_filters_of_a_karcher_weight_are_read():
+    filtered = [{"filter": "mlp", "value": 5}, {"value": 0.5}]
+    found = coefficients(merge_method="weighted_karcher", **models([0.0, 1.0], filtered))
+    np.testing.assert_allclose(found.alpha, [0.5, 0.5])
+    assert "gradient of weight" in found.note
+    assert "filters of weight" in found.note
+
+
+def test_a_negative_karcher_weight_is_told():
+    with pytest.raises(
+        InvalidRecipeError, match=r"'weight' has the value -1: .*\s.*greater than or"
+    ):
+        coefficients(merge_method="weighted_karcher", **models(-1, 1))
 
 
 def test_slerp_goes_from_its_base():

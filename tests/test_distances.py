@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_states import all_rows, gaussian_points, hidden_states, plain_scales, rotation
 
-from mergekit_collapse import chance_distances as chance_module
-from mergekit_collapse import state_rows
-from mergekit_collapse.chance_distances import chance_distances
-from mergekit_collapse.distances import probe_distances
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.state_rows import select_probes
+from mergekit_collapse.geometry import chance_distances as chance_module
+from mergekit_collapse.geometry import rows as state_rows
+from mergekit_collapse.geometry.chance_distances import chance_distances
+from mergekit_collapse.geometry.distances import probe_distances
+from mergekit_collapse.geometry.rows import select_probes
 
 SCALES = ["variance", "rms", "unit", "none"]
 seeds = st.integers(0, 2**32 - 1)
@@ -112,7 +112,7 @@ def test_blocks_change_nothing(monkeypatch):
     states = hidden_states(*layers, probe_of_row=np.sort(rng.integers(0, 6, 40)))
     whole = mean_distances(states, "variance", 3)
     monkeypatch.setattr(state_rows, "BLOCK_BYTES", 1)
-    monkeypatch.setattr("mergekit_collapse.distances.BLOCK_BYTES", 1)
+    monkeypatch.setattr("mergekit_collapse.geometry.distances.BLOCK_BYTES", 1)
     for a, b in zip(whole, mean_distances(states, "variance", 3), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 

@@ -9,8 +9,8 @@ from mergekit.config import MergeConfiguration
 
 from mergekit_collapse import errors
 from mergekit_collapse.cli import main
-from mergekit_collapse.recipe import build_recipe
-from mergekit_collapse.schema import parse_compat
+from mergekit_collapse.recipe.recipe import build_recipe
+from mergekit_collapse.recipe.validation import parse_compat
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

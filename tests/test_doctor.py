@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_collapse import doctor, doctor_probe
-from mergekit_collapse.doctor_probe import Probe, StockCommand, find_stock_command
-from mergekit_collapse.doctor_recipe import examine_recipe
+from mergekit_collapse.doctor import doctor
+from mergekit_collapse.doctor import probe as doctor_probe
+from mergekit_collapse.doctor.probe import Probe, StockCommand, find_stock_command
+from mergekit_collapse.doctor.recipe import examine_recipe
 
 HOOKED = Probe(sys.executable, sys.prefix, "/site/_mergekit_collapse_startup.py", True, True)
 MODELS = "merge_method: linear\nmodels:\n  - model: a\n  - model: b\n"

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from made_states import gaussian_points, point_sets, squared_distances
 from scipy.optimize import minimize
 
-from mergekit_collapse.enclosing_ball import enclosing_ball
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.minimax import minimax_distortion
-from mergekit_collapse.predicted import predicted_distortion
+from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
+from mergekit_collapse.geometry.minimax import minimax_distortion
+from mergekit_collapse.geometry.predicted import predicted_distortion
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -106,10 +106,10 @@ def test_identical_experts_have_radius_zero_and_one_expert_too():
 def test_what_is_no_distance_or_does_not_prove_itself_is_refused(monkeypatch):
     with pytest.raises(EvaluationError, match="finite distances"):
         enclosing_ball(np.array([[0, np.nan], [np.nan, 0]]))
-    monkeypatch.setattr("mergekit_collapse.enclosing_ball.GAP", -1.0)
+    monkeypatch.setattr("mergekit_collapse.geometry.enclosing_ball.GAP", -1.0)
     with pytest.raises(EvaluationError, match="squared Euclidean"):
         enclosing_ball(1 - np.eye(3))
-    monkeypatch.setattr("mergekit_collapse.minimax.GAP", -1.0)
+    monkeypatch.setattr("mergekit_collapse.geometry.minimax.GAP", -1.0)
     with pytest.raises(EvaluationError, match="squared Euclidean"):
         minimax_distortion(np.stack([1 - np.eye(2)] * 2), np.arange(2))
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_collapse.recipe import build_recipe, read_recipe
-from mergekit_collapse.schema import BudgetBlock, CompatBlock, ProbesBlock
+from mergekit_collapse.recipe.recipe import build_recipe, read_recipe
+from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, ProbesBlock
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "yaml"
 

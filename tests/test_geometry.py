@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from made_states import hidden_states
 
-from mergekit_collapse.enclosing_ball import enclosing_ball
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.geometry import NO_COEFFICIENTS, measure
-from mergekit_collapse.merging_difficulty import INFINITE, READINGS
-from mergekit_collapse.minimax import minimax_distortion
-from mergekit_collapse.predicted import predicted_distortion
+from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
+from mergekit_collapse.geometry.geometry import NO_COEFFICIENTS, measure
+from mergekit_collapse.geometry.merging_difficulty import INFINITE, READINGS
+from mergekit_collapse.geometry.minimax import minimax_distortion
+from mergekit_collapse.geometry.predicted import predicted_distortion
 
 EXPERTS, PROBES = 3, 40
 TASKS = [("sentiment", 0), ("topic", 1), ("arithmetic", 2), ("general", None)]

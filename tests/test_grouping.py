@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_states import gaussian_points, point_sets, squared_distances
 
-from mergekit_collapse import grouping
-from mergekit_collapse.enclosing_ball import enclosing_ball
-from mergekit_collapse.grouping import group_curve
+from mergekit_collapse.geometry import grouping
+from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
+from mergekit_collapse.geometry.grouping import group_curve
 
 
 def set_partitions(items):

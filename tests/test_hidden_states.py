@@ -11,12 +11,12 @@ from mergekit.common import ModelReference
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from mergekit_collapse.batching import make_batches
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.forward import forward
-from mergekit_collapse.hidden_states import StateRequest, collect
-from mergekit_collapse.loader import LoadOptions
-from mergekit_collapse.tokens import TokenizedProbe, TokenizedProbes
+from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
+from mergekit_collapse.states.batching import make_batches
+from mergekit_collapse.states.forward import forward
+from mergekit_collapse.states.hidden_states import StateRequest, collect
+from mergekit_collapse.states.loader import LoadOptions
 
 ARCHITECTURES = sorted(tiny_models.BUILDERS)
 DECODERS = sorted(set(ARCHITECTURES) - {"bert", "t5"})
@@ -270,19 +270,19 @@ def test_an_overflow_names_the_model_the_probe_and_its_task(tiny_model, probes, 
 
 def test_large_arrays_go_to_a_file_and_hold_the_same(tiny_model, probes, monkeypatch):
     small = measure([tiny_model("llama")], probes)
-    monkeypatch.setattr("mergekit_collapse.storage.MEMORY_LIMIT", 10)
+    monkeypatch.setattr("mergekit_collapse.states.storage.MEMORY_LIMIT", 10)
     large = measure([tiny_model("llama")], probes)
     assert isinstance(large.predictive.values[0], np.memmap)
     assert np.array_equal(small.predictive.values[0], large.predictive.values[0])
 
 
 def test_a_full_disk_is_an_error_and_not_a_crash(tiny_model, probes, monkeypatch):
-    monkeypatch.setattr("mergekit_collapse.storage.MEMORY_LIMIT", 10)
+    monkeypatch.setattr("mergekit_collapse.states.storage.MEMORY_LIMIT", 10)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mergekit_collapse.storage._claim", full)
+    monkeypatch.setattr("mergekit_collapse.states.storage._claim", full)
     with pytest.raises(EvaluationError, match=r"No space left.*TMPDIR.*probes.samples"):
         measure([tiny_model("llama")], probes)
 
@@ -299,7 +299,7 @@ def test_out_of_memory_says_what_to_lower(tiny_model, probes, monkeypatch, failu
     def forward(*_):
         raise failure
 
-    monkeypatch.setattr("mergekit_collapse.hidden_states.forward", forward)
+    monkeypatch.setattr("mergekit_collapse.states.hidden_states.forward", forward)
     with pytest.raises(EvaluationError, match=r"expert-0.*probes.samples and probes.max_tokens"):
         measure([tiny_model("llama")], probes)
 

@@ -18,14 +18,14 @@ from mergekit.scripts import multimerge, run_yaml
 import mergekit_collapse
 from mergekit_collapse import mergekit_hook
 from mergekit_collapse.click_errors import GateExit, at_the_edge
-from mergekit_collapse.compat_source import CompatSource
 from mergekit_collapse.errors import (
     CompatError,
     EvaluationError,
     InvalidRecipeError,
     MergeRefusedError,
 )
-from mergekit_collapse.recipe_context import RecipeContext, recipe_context
+from mergekit_collapse.recipe.compat_source import CompatSource
+from mergekit_collapse.recipe.context import RecipeContext, recipe_context
 
 PLAIN = {"merge_method": "linear", "models": [{"model": "left"}, {"model": "right"}]}
 # What mergekit-multi stumbles over: its own merges' names, two + and two @.

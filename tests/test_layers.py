@@ -10,23 +10,49 @@ import mergekit_collapse
 
 PACKAGE = Path(mergekit_collapse.__file__).parent
 
-ORDER = """
-    errors shapes schema compat_source recipe_text
-    findings recipe coefficients
-    foreign_errors tensor_headers hub_repository model_source checkpoint weight_files model_config
-    tokenizer_files adapter_files model_facts tokenizers_agree merge_rules
-    model_differences tensor_differences preflight
-    probe_files probes tokens
-    states storage pooling batching weights adapters loader forward state_arrays hidden_states
-    state_rows scales distances chance_distances enclosing_ball minimax predicted bounds
-    merging_difficulty grouping resampling own_task geometry verdict
-    report geometry_document document card terminal
-    assessment recipe_context switch staging gate
-    click_errors mergekit_hook symptom doctor_probe doctor_recipe doctor demo cli __main__
-""".split()  # noqa: SIM905 - a table of rooms reads better than a list of quoted words
+# The map of the house: rooms from front door to back, and inside a room likewise.
+ROOMS = {
+    "": "errors shapes switch karcher merge_methods findings foreign_errors",
+    "recipe": "schema validation compat_source text context groups recipe coefficients",
+    "preflight": """
+        tensor_headers hub_repository model_source checkpoint weight_files model_config
+        tokenizer_files adapter_files model_facts tokenizers_agree merge_rules
+        model_differences tensor_differences preflight
+    """,
+    "probes": "files probes tokens",
+    "states": """
+        states storage pooling batching weights adapters loader forward arrays hidden_states
+    """,
+    "geometry": """
+        rows scales distances chance_distances enclosing_ball minimax predicted bounds
+        merging_difficulty grouping resampling own_task geometry
+    """,
+    "verdict": "",
+    "report": "report geometry_document document card terminal",
+    "assessment staging gate click_errors mergekit_hook": "",
+    "doctor": "symptom probe recipe doctor",
+    "demo": "smollm2 scores run",
+    "cli __main__": "",
+}
 
-PURE = ORDER[ORDER.index("state_rows") : ORDER.index("report")]
+PURE = ["geometry", "verdict"]
 IMPURE = {"torch", "transformers", "mergekit", "os", "io", "pathlib", "time", "datetime", "logging"}
+
+
+def order():
+    for room, modules in ROOMS.items():
+        if modules and room:
+            yield from (f"{room}.{module}" for module in modules.split())
+        else:
+            yield from (room or modules).split()
+
+
+ORDER = list(order())
+
+
+def files():
+    found = (p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(found)}
 
 
 def imported(path):
@@ -40,40 +66,32 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def place(name):
-    return ORDER.index(name) if name in ORDER else None
-
-
-def files():
-    return sorted(
-        p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" and p.parent.name != "data"
-    )
-
-
 def test_every_module_has_a_place():
-    tops = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in files()}
-    assert tops == set(ORDER)
+    assert sorted(files()) == sorted(ORDER)
 
 
-def test_contributing_names_only_modules_that_exist():
+def test_contributing_names_every_room_and_no_other():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert len(named) > 30
-    assert named <= set(ORDER)
+    named = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)}
+    assert named == {name.split(".")[0] for name in ORDER} - {"__main__"}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_comes_before_it(path):
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "mergekit_collapse" and len(parts) > 1 and parts[1] in ORDER:
-            inside = path.parent != PACKAGE and parts[1] == own
-            assert inside or place(parts[1]) < place(own), f"{own} imports {parts[1]}"
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_comes_before_it(name):
+    for full in imported(files()[name]):
+        target = full.removeprefix("mergekit_collapse.")
+        if target in ORDER:
+            assert ORDER.index(target) < ORDER.index(name), f"{name} imports {target}"
 
 
-@pytest.mark.parametrize("name", PURE)
+@pytest.mark.parametrize("name", [n for n in ORDER if n.split(".")[0] in PURE])
 def test_mathematics_is_pure(name):
-    tops = {imported_name.split(".")[0] for imported_name in imported(PACKAGE / f"{name}.py")}
+    tops = {full.split(".")[0] for full in imported(files()[name])}
     assert not tops & IMPURE
+
+
+def test_rooms_hold_nothing_but_their_modules():
+    """An ``__init__`` that imports would load a whole room for one of its modules."""
+    for path in PACKAGE.rglob("*/__init__.py"):
+        assert not list(imported(path)), path

@@ -15,10 +15,10 @@ from huggingface_hub import constants
 from mergekit.common import ModelReference
 from safetensors.torch import load_file, save_file
 
-from mergekit_collapse import loader
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.loader import LoadOptions, choose_dtype, each_model
-from mergekit_collapse.weights import fingerprint
+from mergekit_collapse.states import loader
+from mergekit_collapse.states.loader import LoadOptions, choose_dtype, each_model
+from mergekit_collapse.states.weights import fingerprint
 
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
 IDS = torch.tensor([[1, 40, 41, 42, 200]])

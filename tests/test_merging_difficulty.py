@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from made_states import gaussian_points, squared_distances
 
-from mergekit_collapse.merging_difficulty import (
+from mergekit_collapse.geometry.merging_difficulty import (
     ALL_EQUAL,
     INFINITE,
     NO_CHANCE,

@@ -16,8 +16,8 @@ from preflight_models import LLAMA, llama_shapes, write_adapter, write_model, wr
 from safetensors.torch import save_file
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.model_facts import read_model
-from mergekit_collapse.tensor_headers import read_header
+from mergekit_collapse.preflight.model_facts import read_model
+from mergekit_collapse.preflight.tensor_headers import read_header
 
 
 def facts_of(path, **options):

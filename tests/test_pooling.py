@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergekit_collapse.pooling import pool
+from mergekit_collapse.states.pooling import pool
 
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 

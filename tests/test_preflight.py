@@ -8,8 +8,8 @@ from mergekit.common import ModelReference
 from preflight_models import LLAMA, byte_tokenizer, llama_shapes, write_adapter, write_model
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.preflight import PreflightRequest, check_models
-from mergekit_collapse.recipe import Group, Source, identity
+from mergekit_collapse.preflight.preflight import PreflightRequest, check_models
+from mergekit_collapse.recipe.groups import Group, Source, identity
 
 
 def refs(*paths):

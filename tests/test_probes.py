@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.probes import fill, gather_probes
-from mergekit_collapse.schema import ProbesBlock
+from mergekit_collapse.probes.probes import fill, gather_probes
+from mergekit_collapse.recipe.schema import ProbesBlock
 
 ROWS = [{"review": f"Film {i} was dull", "label": i % 2} for i in range(50)]
 

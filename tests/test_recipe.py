@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.recipe import read_recipe
+from mergekit_collapse.recipe.recipe import read_recipe
 
 
 def recipe(tmp_path, text):

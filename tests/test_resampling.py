@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from made_states import all_rows, hidden_states
 
-from mergekit_collapse.distances import probe_distances
-from mergekit_collapse.resampling import interval, resample_weights, resampled_squared
-from mergekit_collapse.scales import layer_scales
+from mergekit_collapse.geometry.distances import probe_distances
+from mergekit_collapse.geometry.resampling import interval, resample_weights, resampled_squared
+from mergekit_collapse.geometry.scales import layer_scales
 
 
 def test_resamples_keep_each_tasks_share_and_are_seeded():

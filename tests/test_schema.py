@@ -5,7 +5,8 @@ import math
 import pytest
 
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.schema import CompatBlock, parse_compat
+from mergekit_collapse.recipe.schema import CompatBlock
+from mergekit_collapse.recipe.validation import parse_compat
 
 
 @pytest.mark.parametrize("empty", [None, {}])

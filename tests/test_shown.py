@@ -7,14 +7,14 @@ import pytest
 from made_states import hidden_states
 from mergekit.config import MergeConfiguration
 
-from mergekit_collapse import terminal
-from mergekit_collapse.card import card_section
-from mergekit_collapse.coefficients import recipe_coefficients
-from mergekit_collapse.document import to_json
-from mergekit_collapse.geometry import measure
-from mergekit_collapse.probes import Probe, ProbeSet, ProbeTask
-from mergekit_collapse.recipe import build_recipe
-from mergekit_collapse.report import Measurement, Report, cell
+from mergekit_collapse.geometry.geometry import measure
+from mergekit_collapse.probes.probes import Probe, ProbeSet, ProbeTask
+from mergekit_collapse.recipe.coefficients import recipe_coefficients
+from mergekit_collapse.recipe.recipe import build_recipe
+from mergekit_collapse.report import terminal
+from mergekit_collapse.report.card import card_section
+from mergekit_collapse.report.document import to_json
+from mergekit_collapse.report.report import Measurement, Report, cell
 from mergekit_collapse.verdict import judge
 
 PROBES = 24

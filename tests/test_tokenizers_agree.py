@@ -7,9 +7,9 @@ from mergekit.common import ModelReference
 from preflight_models import byte_tokenizer, write_model
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.model_source import LocalFolder
-from mergekit_collapse.tokenizer_files import tokenizer_digest
-from mergekit_collapse.tokenizers_agree import compare_tokenizers, load_tokenizer
+from mergekit_collapse.preflight.model_source import LocalFolder
+from mergekit_collapse.preflight.tokenizer_files import tokenizer_digest
+from mergekit_collapse.preflight.tokenizers_agree import compare_tokenizers, load_tokenizer
 
 
 def test_equal_tokenizers_agree():

@@ -5,8 +5,8 @@ import tiny_models
 from tokenizers import processors
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.probes import Probe, ProbeSet, ProbeTask
-from mergekit_collapse.tokens import tokenize
+from mergekit_collapse.probes.probes import Probe, ProbeSet, ProbeTask
+from mergekit_collapse.probes.tokens import tokenize
 
 
 def encode(tokenizer, prompt, target=None, max_tokens=64, encoder_decoder=False):

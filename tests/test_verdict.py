@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.geometry import measure
-from mergekit_collapse.schema import BudgetBlock
-from mergekit_collapse.states import SpaceStates
+from mergekit_collapse.geometry.geometry import measure
+from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.states.states import SpaceStates
 from mergekit_collapse.verdict import judge
 
 NAMES = ("near", "close", "odd")

@@ -1,0 +1,1 @@
+"""Whether the stock commands obey ``compat:`` blocks here."""

@@ -1,0 +1,1 @@
+"""Pure mathematics: states in, distances, balls and scores out."""

@@ -1,0 +1,173 @@
+"""How far the numbers would move with other probes: a bootstrap over probes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekit_collapse.geometry.chance_distances import ChanceDistances
+from mergekit_collapse.geometry.distances import ProbeDistances
+from mergekit_collapse.geometry.enclosing_ball import Ball, enclosing_ball
+from mergekit_collapse.geometry.merging_difficulty import (
+    INFINITE,
+    MergingDifficulty,
+    difficulty_scores,
+    similarities,
+)
+from mergekit_collapse.geometry.predicted import predicted_distortion
+from mergekit_collapse.geometry.scales import LayerScale
+from mergekit_collapse.shapes import Float64, Int64
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Percentile interval at 95 %; an end that is undefined is None, with the reason.
+
+    Resampling lifts a maximum, so the interval is widened where it must be to hold the value
+    itself.
+    """
+
+    low: float | None
+    high: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Intervals of the pooled quantities.
+
+    Attributes:
+        diameter_squared: of Δ².
+        ball_radius_squared: of r².
+        predicted_worst: of max_i δ_i under the recipe's coefficients.
+        mds: of every expert, for each reading, in the order given.
+    """
+
+    diameter_squared: Interval
+    ball_radius_squared: Interval
+    predicted_worst: Interval
+    mds: tuple[tuple[Interval, ...], ...]
+
+
+def resample_weights(
+    task_of_probe: Int64[np.ndarray, " probe"], seed: int, count: int = RESAMPLES
+) -> Float64[np.ndarray, "resample probe"]:
+    """Share of each probe in each resample; rows sum to 1.
+
+    Probes are drawn with replacement within their task, so each task keeps its share.
+    """
+    rng = np.random.default_rng([seed, 2])
+    weights = np.zeros((count, len(task_of_probe)))
+    for task in np.unique(task_of_probe):
+        probes = np.flatnonzero(task_of_probe == task)
+        size = len(probes)
+        weights[:, probes] = rng.multinomial(size, np.full(size, 1 / size), size=count)
+    return weights / len(task_of_probe)
+
+
+def resampled_squared(
+    distances: ProbeDistances,
+    scales: Sequence[LayerScale],
+    weights: Float64[np.ndarray, "resample probe"],
+) -> Float64[np.ndarray, "resample model model"]:
+    """D² on every resample, the scale measured there too; NaN where that is degenerate."""
+    layers, probes, models, _ = distances.layer_squared.shape
+    total = np.zeros((len(weights), models * models))
+    for squared, scale in zip(distances.layer_squared, scales, strict=True):
+        flat = squared.reshape(probes, models * models)
+        total += (weights @ flat) * (scale.squared / scale.resampled)[:, None]
+    result: Float64[np.ndarray, "resample model model"] = (total / layers).reshape(
+        -1, models, models
+    )
+    return result
+
+
+def confidence(
+    distances: ProbeDistances,
+    scales: Sequence[LayerScale],
+    chance: ChanceDistances | None,
+    weights: Float64[np.ndarray, "resample probe"],
+    *,
+    ball: Ball,
+    mds: Sequence[MergingDifficulty],
+    coefficients: Float64[np.ndarray, " model"] | None,
+    reason: str | None,
+) -> Confidence:
+    """Recompute Δ², r², the worst prediction and every MDS on each resample.
+
+    D² is recomputed with each resample's own scale. The readings are ratios of D̄, in which
+    the scale of a single layer cancels; with several layers they keep the sample's scales.
+
+    Args:
+        distances, scales, chance, ball, mds: as measured on all probes.
+        weights: of ``resample_weights``.
+        coefficients: the recipe's, or None with ``reason``.
+    """
+    experts = len(ball.weights)
+    sample = distances.squared.mean(axis=0)
+    squared = resampled_squared(distances, scales, weights)
+    between = squared[:, :experts, :experts]
+    radii = np.full(len(weights), np.nan)
+    for b in np.flatnonzero(np.isfinite(between).all(axis=(1, 2))):
+        radii[b] = enclosing_ball(between[b], start=ball.weights).radius_squared
+    worst = Interval(None, None, reason)
+    if coefficients is not None:
+        drawn = predicted_distortion(squared, coefficients)[:, :experts].max(axis=1)
+        value = float(predicted_distortion(sample, coefficients)[:experts].max())
+        worst = interval(drawn, value)
+    inner = distances.distance[:, :experts, :experts]
+    spread = (weights @ inner.reshape(len(inner), -1)).reshape(-1, experts, experts)
+    at_chance = None if chance is None else _resampled_chance(chance, weights)
+    diameter = float(sample[:experts, :experts].max())
+    return Confidence(
+        diameter_squared=interval(between.max(axis=(1, 2)), diameter),
+        ball_radius_squared=interval(radii, ball.radius_squared),
+        predicted_worst=worst,
+        mds=tuple(_mds_intervals(one, spread, at_chance) for one in mds),
+    )
+
+
+def _mds_intervals(
+    mds: MergingDifficulty,
+    distance: Float64[np.ndarray, "resample expert expert"],
+    chance: Float64[np.ndarray, "resample expert expert"] | None,
+) -> tuple[Interval, ...]:
+    if mds.similarity is None:
+        return tuple(Interval(None, None, reason) for reason in mds.reasons)
+    scores = difficulty_scores(similarities(mds.reading, distance, chance))
+    return tuple(interval(s, value) for s, value in zip(scores.T, mds.mds, strict=True))
+
+
+def interval(values: Float64[np.ndarray, " resample"], value: float | None) -> Interval:
+    """2.5 and 97.5 % points of the resamples, widened to hold ``value``.
+
+    Each end is one of the resamples, since infinity does not interpolate.
+
+    Args:
+        values: one per resample; infinity is allowed, a NaN makes the interval undefined.
+        value: on all probes; None where it is infinite.
+    """
+    undefined = int(np.isnan(values).sum())
+    if undefined:
+        return Interval(None, None, f"undefined in {undefined} of {len(values)} resamples")
+    tails = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+    here = np.inf if value is None else value
+    ends = min(float(tails[0]), here), max(float(tails[1]), here)
+    low, high = (end if np.isfinite(end) else None for end in ends)
+    return Interval(low, high, None if high is not None else INFINITE)
+
+
+def _resampled_chance(
+    chance: ChanceDistances, weights: Float64[np.ndarray, "resample probe"]
+) -> Float64[np.ndarray, "resample expert expert"]:
+    """A pair counts with the product of its probes' weights; NaN where no pair is left."""
+    pairs, experts, _ = chance.distance.shape
+    both = weights[:, chance.probes[:, 0]] * weights[:, chance.probes[:, 1]]
+    total = both.sum(axis=1, keepdims=True)
+    flat = both @ chance.distance.reshape(pairs, -1)
+    mean = np.divide(flat, total, out=np.full_like(flat, np.nan), where=total > 0)
+    result: Float64[np.ndarray, "resample expert expert"] = mean.reshape(-1, experts, experts)
+    return result

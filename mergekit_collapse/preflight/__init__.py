@@ -1,0 +1,1 @@
+"""What can be told of models from configurations, headers and tokenizer files."""

@@ -1,0 +1,108 @@
+"""Probes as token ids, the same for every model of one recipe."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.probes.probes import Probe, ProbeSet
+from mergekit_collapse.shapes import Int64
+
+
+@dataclass(frozen=True)
+class TokenizedProbe:
+    """Token ids of one probe: the prompt, and the target that follows it, or ()."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedProbes:
+    """All probes in the order of the probe set, and a digest of their ids."""
+
+    probes: tuple[TokenizedProbe, ...]
+    task_of_probe: Int64[np.ndarray, " probe"]
+    digest: str
+
+
+def tokenize(
+    probe_set: ProbeSet, tokenizer: Any, max_tokens: int, *, encoder_decoder: bool
+) -> TokenizedProbes:
+    """Encode every probe as its tokenizer does, cut to ``max_tokens`` in all.
+
+    A target takes at most half of ``max_tokens``. A prompt that is too long loses its
+    beginning, since the answer follows its end; special tokens around it stay. Where a
+    target follows in the same sequence, the prompt has no closing special token.
+
+    Args:
+        probe_set: prompts and targets.
+        tokenizer: of the models, as transformers loads it.
+        max_tokens: at least 2.
+        encoder_decoder: prompt and target are two sequences, not one.
+
+    Raises:
+        EvaluationError: a probe has no tokens.
+    """
+    encode = _Encoder(tokenizer, max_tokens, encoder_decoder)
+    probes = []
+    for probe in probe_set.probes:
+        encoded = encode(probe)
+        if not encoded.prompt:
+            name = probe_set.tasks[probe.task].name
+            raise EvaluationError(
+                f"probe task {name!r}: the tokenizer gives no token for {probe.prompt!r}; "
+                "remove that row"
+            )
+        probes.append(encoded)
+    digest = hashlib.sha256()
+    for encoded in probes:
+        digest.update(repr((encoded.prompt, encoded.target)).encode())
+    tasks = np.array([p.task for p in probe_set.probes], dtype=np.int64)
+    return TokenizedProbes(tuple(probes), tasks, digest.hexdigest())
+
+
+class _Encoder:
+    """One tokenizer's way with a probe."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int, encoder_decoder: bool) -> None:
+        self.tokenizer = tokenizer
+        self.special = frozenset(tokenizer.all_special_ids)
+        self.max_tokens = max_tokens
+        self.encoder_decoder = encoder_decoder
+
+    def __call__(self, probe: Probe) -> TokenizedProbe:
+        prompt: list[int] = self.tokenizer(probe.prompt)["input_ids"]
+        target: list[int] = []
+        if probe.target is not None:
+            target = self._target(probe.prompt, probe.target)[: self.max_tokens // 2]
+            if not self.encoder_decoder:
+                # The answer would be read after a </s> that training never puts there.
+                while prompt and prompt[-1] in self.special:
+                    prompt.pop()
+        return TokenizedProbe(
+            tuple(self._cut(prompt, self.max_tokens - len(target))), tuple(target)
+        )
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        excess = len(ids) - room
+        if excess <= 0:
+            return ids
+        lead = 1 if ids[0] in self.special and room > 1 else 0
+        return ids[:lead] + ids[lead + excess :]
+
+    def _target(self, prompt: str, target: str) -> list[int]:
+        """Ids of the target as it continues the prompt, one space between if there is none."""
+        if not prompt[-1].isspace() and not target[0].isspace():
+            target = f" {target}"
+        before, whole = self._plain(prompt), self._plain(prompt + target)
+        if not self.encoder_decoder and whole[: len(before)] == before and len(whole) > len(before):
+            return whole[len(before) :]
+        # A seam that the tokenizer joins, or a sequence of its own: the target by itself.
+        return self._plain(target.lstrip() if self.encoder_decoder else target)
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids

@@ -1,0 +1,1 @@
+"""A MergeKit recipe with its ``compat:`` block, resolved; no file of a model is opened."""

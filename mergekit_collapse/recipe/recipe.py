@@ -1,0 +1,249 @@
+"""A MergeKit recipe as the gate sees it: which models are merged, in the order of the YAML."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit import merge_methods
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import BasePolicy
+
+from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe.groups import Group, all_groups, identity
+from mergekit_collapse.recipe.schema import CompatBlock, TaskBlock
+from mergekit_collapse.recipe.text import FIELD, misspelt_block, require_distinct_keys
+from mergekit_collapse.recipe.validation import parse_compat
+
+# These interpolate from the base to the other model: their base is merged, not subtracted.
+_BASE_IS_MERGED = frozenset({"slerp", "nearswap", "arcee_fusion"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with a ``compat:`` block, resolved but with no file of a model opened.
+
+    Attributes:
+        path: the YAML file, where known.
+        folder: what paths in the block are relative to.
+        source: the YAML text, as written where known, else as MergeKit prints it.
+        config: MergeKit's own record of it.
+        groups: every list of sources, one-source slices included.
+        experts: each model whose tensors the method merges, once, in the order of the YAML.
+        names: a short unique name for each expert.
+        base: the model that task vectors are taken from, where it is no expert itself.
+        owners: per task of the block, the index of the expert it belongs to, or None.
+    """
+
+    path: Path | None
+    folder: Path
+    source: str
+    config: MergeConfiguration
+    compat: CompatBlock
+    groups: tuple[Group, ...]
+    experts: tuple[ModelReference, ...]
+    names: tuple[str, ...]
+    base: ModelReference | None
+    owners: tuple[int | None, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the YAML text."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def merges_nothing(self) -> bool:
+        """True where every list has one source, as in a stack of slices."""
+        return all(len(group.sources) == 1 for group in self.groups)
+
+    @property
+    def models(self) -> tuple[ModelReference, ...]:
+        """The experts, then the base if there is one: the order of every matrix."""
+        return self.experts if self.base is None else (*self.experts, self.base)
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """A name for each of ``models``."""
+        return self.names if self.base is None else (*self.names, "base")
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
+    """The mapping in a YAML file, and its text.
+
+    Raises:
+        InvalidRecipeError: unreadable, not UTF-8, not YAML, or not one mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        documents = list(yaml.safe_load_all(text))
+    except UnicodeDecodeError as error:
+        raise InvalidRecipeError(
+            f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise InvalidRecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidRecipeError(f"{path}: not valid YAML: {error}") from None
+    if len(documents) > 1:
+        raise InvalidRecipeError(
+            f"{path}: holds {len(documents)} documents, a mergekit-multi file, whose later merges "
+            "need the earlier ones; run mergekit-multi, which gates each of them"
+        )
+    if not documents or not isinstance(documents[0], dict):
+        raise InvalidRecipeError(
+            f"{path}: a MergeKit recipe is a mapping of keys such as merge_method"
+        )
+    return documents[0], text
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file; one without a ``compat:`` block gets the default block.
+
+    Raises:
+        InvalidRecipeError: the file, the recipe or its block is wrong.
+    """
+    raw, text = read_yaml(path)
+    if FIELD not in raw and (key := misspelt_block(raw)) is not None:
+        raise InvalidRecipeError(
+            f"{path}: the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? "
+            "Rename or remove it"
+        )
+    compat = raw.pop(FIELD, {})
+    if compat is None:
+        raise InvalidRecipeError(
+            f"{path}: `compat:` is empty; write `compat: {{}}` to gate with the defaults, "
+            "or remove the line"
+        )
+    try:
+        config = MergeConfiguration.model_validate(raw)
+    # MergeKit's validators raise RuntimeError, pydantic's ValidationError is a ValueError.
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise InvalidRecipeError(f"{path}: MergeKit does not accept this recipe: {error}") from None
+    return build_recipe(config, compat, source=text, path=path)
+
+
+def build_recipe(
+    config: MergeConfiguration,
+    compat: Any,
+    *,
+    source: str | None = None,
+    path: Path | None = None,
+    merges: Path | None = None,
+) -> Recipe:
+    """Resolve experts, base and the owners of tasks.
+
+    Args:
+        config: MergeKit's record; it is copied, since MergeKit's planner rewrites it.
+        compat: the value of the ``compat`` key, not validated yet.
+        source: the YAML text, where known.
+        path: the YAML file, where known.
+        merges: the folder in which mergekit-multi puts earlier merges, where it runs.
+
+    Raises:
+        InvalidRecipeError: the block is invalid, or a task names a model that is not merged.
+    """
+    config = config.model_copy(deep=True)
+    if (text := source if source is not None else _text(path)) is not None:
+        require_distinct_keys(text, path or "recipe")
+    block = parse_compat(compat)
+    _require_known_dtypes(config)
+    groups = tuple(all_groups(config))
+    experts = _experts(config.merge_method, groups)
+    bases = [g.base for g in groups if len(g.sources) > 1 and g.base not in (None, *experts)]
+    folder = path.resolve().parent if path is not None else Path.cwd()
+    return Recipe(
+        path=path,
+        folder=folder,
+        source=source if source is not None else config.to_yaml(),
+        config=config,
+        compat=block,
+        groups=groups,
+        experts=experts,
+        names=_short_names(experts),
+        base=bases[0] if bases else None,
+        owners=tuple(
+            _owner(i, t, experts, folder, merges) for i, t in enumerate(block.probes.tasks)
+        ),
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    """Of the file that mergekit-multi read its documents from."""
+    try:
+        return path.read_text(encoding="utf-8") if path is not None else None
+    except (OSError, UnicodeError):
+        return None
+
+
+def _require_known_dtypes(config: MergeConfiguration) -> None:
+    """MergeKit looks only when it has merged the first tensor."""
+    for key in ("dtype", "out_dtype"):
+        if (name := getattr(config, key)) is not None:
+            try:
+                dtype_from_name(name)
+            except RuntimeError:
+                raise InvalidRecipeError(
+                    f"{key}: MergeKit has no {name!r}; write float32, float16 or bfloat16"
+                ) from None
+
+
+def _experts(method: str, groups: tuple[Group, ...]) -> tuple[ModelReference, ...]:
+    """Every source that is merged with another, without the bases of task vectors."""
+    try:
+        policy = merge_methods.get(method).spec.contract.base
+    except RuntimeError:
+        policy = BasePolicy.IGNORED  # preflight says what is wrong with the method
+    base_is_merged = policy is BasePolicy.IGNORED or method in _BASE_IS_MERGED
+    found: dict[ModelReference, None] = {}
+    for group in groups:
+        if len(group.sources) > 1:
+            for source in group.sources:
+                if base_is_merged or source.model != group.base:
+                    found.setdefault(source.model)
+    return tuple(found)
+
+
+def _short_names(models: tuple[ModelReference, ...]) -> tuple[str, ...]:
+    """The last part of each path, and as many parts more as tell the experts apart."""
+    paths = [(m.lora or m.model).path.replace("\\", "/").rstrip("/").split("/") for m in models]
+    for length in range(1, max((len(p) for p in paths), default=0) + 1):
+        names = ["/".join(p[-length:]) for p in paths]
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(str(m) for m in models)
+
+
+def _owner(
+    index: int,
+    task: TaskBlock,
+    experts: tuple[ModelReference, ...],
+    folder: Path,
+    merges: Path | None,
+) -> int | None:
+    if task.model is None:
+        return None
+    where = f"compat.probes.tasks[{index}].model"
+    try:
+        wanted = ModelReference.parse(task.model)
+    except (ValueError, RuntimeError) as error:
+        raise InvalidRecipeError(
+            f"{where}: {task.model!r} is no model reference: {error}"
+        ) from None
+    spellings = [wanted]
+    # As MergeKit resolves it, then beside the recipe, then an earlier merge of mergekit-multi.
+    for parent in (folder, merges):
+        if parent is not None:
+            moved = wanted.model.model_copy(update={"path": str(parent / wanted.model.path)})
+            spellings.append(wanted.model_copy(update={"model": moved}))
+    keys = [identity(model) for model in experts]
+    for spelling in spellings:
+        if spelling in experts:
+            return experts.index(spelling)
+        if (key := identity(spelling)) in keys:
+            return keys.index(key)
+    raise InvalidRecipeError(
+        f"{where}: {task.model} is not merged by this recipe; "
+        f"its experts are {', '.join(str(m) for m in experts)}"
+    )

@@ -1,0 +1,171 @@
+"""The ``compat:`` block of a recipe: its keys, their defaults and what is wrong with a bad one."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+BUILTIN_TASK = "builtin"
+
+# Doubled braces stand for themselves; a field is a name and nothing else, so that a
+# template from a stranger can reach no attribute and evaluate nothing.
+TEMPLATE_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+
+def _reject_boolean(value: Any) -> Any:
+    """YAML's ``yes`` and ``true`` would pass for 1 in Python."""
+    if isinstance(value, bool):
+        raise ValueError(f"a number is expected, got {str(value).lower()}")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """``space: hidden`` means ``space: [hidden]``."""
+    return [value] if isinstance(value, str) else value
+
+
+def _layer(value: Any) -> Any:
+    """One message for a bad layer instead of one for each branch of the union."""
+    layers = value if isinstance(value, list | tuple) else [value]
+    whole = layers and all(isinstance(k, int) and not isinstance(k, bool) for k in layers)
+    if value not in ("last", "all") and not whole:
+        raise ValueError(
+            f"last, all, a layer's number or a list of numbers is expected, got {value!r}"
+        )
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"a layer stands twice in {value!r}; name each once")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _without_nul(value: str) -> str:
+    """What a path cannot hold raises a bare ValueError wherever it is opened."""
+    if "\0" in value:
+        raise ValueError(f"holds a NUL character: {value[:60]!r}; remove it")
+    return value
+
+
+def _template(value: str) -> str:
+    """A brace too many or too few would be taken for text, and every row give one prompt."""
+    if "{" in (rest := TEMPLATE_FIELD.sub("", value)) or "}" in rest:
+        raise ValueError(f"a single brace in {value!r}; close the field, or double the brace")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_reject_boolean)]
+Flag = Annotated[bool, Field(strict=True)]
+Path = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Template = Annotated[str, AfterValidator(_template)]
+SpaceName = Literal["hidden", "predictive"]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskBlock(_Block):
+    """One task of the user's own: its rows, and the expert that it belongs to."""
+
+    name: str = Field(min_length=1)
+    data: Path
+    model: Path | None = None
+    split: Annotated[str, Field(min_length=1)] | None = None
+    text: Template = "{text}"
+    target: Template | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name == BUILTIN_TASK:
+            raise ValueError(f"{BUILTIN_TASK!r} is the name of the shipped probes; choose another")
+        return name
+
+    @field_validator("text")
+    @classmethod
+    def _text_has_a_field(cls, text: str) -> str:
+        if not any(match.group(1) for match in TEMPLATE_FIELD.finditer(text)):
+            raise ValueError(
+                f"{text!r} has no field, so every row would give the same prompt; "
+                'name one in braces, such as "{text}"'
+            )
+        return text
+
+
+class ProbesBlock(_Block):
+    """Which prompts the models are measured on."""
+
+    builtin: Flag = True
+    samples: Count = Field(default=32, ge=2)
+    max_tokens: Count = Field(default=128, ge=2)
+    seed: Count = Field(default=0, ge=0)
+    tasks: tuple[TaskBlock, ...] = ()
+
+    @model_validator(mode="after")
+    def _some_probes(self) -> "ProbesBlock":
+        if not self.builtin and not self.tasks:
+            raise ValueError("builtin: false leaves no probes; add tasks or remove it")
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two tasks have the name {twice[0]!r}; rename one")
+        return self
+
+
+class BudgetBlock(_Block):
+    """The limits, and which reading is held against them. Null switches a limit off."""
+
+    distortion: Annotated[Number, Field(ge=0)] | None = 0.3
+    rule: Literal["ball", "corollary", "weights"] = "ball"
+    over: Literal["pooled", "own_task"] = "pooled"
+    space: SpaceName = "hidden"
+    mds: Annotated[Number, Field(ge=1)] | None = 3.0
+    similarity: Literal["unrelated", "group_max", "group_minmax"] = "unrelated"
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> "BudgetBlock":
+        if self.distortion is None and self.mds is None:
+            raise ValueError(
+                "distortion and mds are both null, so nothing decides; give one a number"
+            )
+        if self.over == "own_task" and self.rule == "corollary":
+            raise ValueError(
+                "rule: corollary bounds pooled probes only; "
+                "use over: pooled, or rule: ball or weights"
+            )
+        return self
+
+
+class CompatBlock(_Block):
+    """The whole block. ``compat: {}`` is valid: every key has a default."""
+
+    probes: ProbesBlock = ProbesBlock()
+    space: Annotated[tuple[SpaceName, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        "hidden",
+        "predictive",
+    )
+    layer: Annotated[Literal["last", "all"] | int | tuple[int, ...], BeforeValidator(_layer)] = (
+        "last"
+    )
+    pooling: Literal["mean", "last_token", "tokens"] = "mean"
+    scale: Literal["variance", "rms", "unit", "none"] = "variance"
+    budget: BudgetBlock = BudgetBlock()
+    on_violation: Literal["abort", "warn"] = "abort"
+    report: Path | None = None
+
+    @model_validator(mode="after")
+    def _budget_is_measurable(self) -> "CompatBlock":
+        if self.budget.space not in self.space:
+            raise ValueError(
+                f"budget.space is {self.budget.space!r}, "
+                f"which space: {list(self.space)} does not measure"
+            )
+        if self.budget.over == "own_task" and not any(task.model for task in self.probes.tasks):
+            raise ValueError("budget.over: own_task needs probes.tasks with model:")
+        return self

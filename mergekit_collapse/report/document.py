@@ -1,0 +1,153 @@
+"""The report as ``report.json``: one JSON document, the same for every way in."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.geometry.geometry import Geometry
+from mergekit_collapse.probes.probes import ProbeSet
+from mergekit_collapse.recipe.coefficients import Coefficients
+from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.geometry_document import (
+    defined,
+    geometry_document,
+    groups_document,
+    scores_document,
+)
+from mergekit_collapse.report.report import Report
+from mergekit_collapse.verdict import Verdict
+
+FORMAT_VERSION = 1
+_FILE_NAME = "report.json"
+_NOTHING_MERGED = "every slice has one source, so no two models are merged"
+
+
+def to_document(report: Report) -> dict[str, Any]:
+    """The document; an undefined number is null beside its ``…_reason``."""
+    recipe, measured = report.recipe, report.measurement
+    found: dict[str, Geometry | None] = {"hidden": None, "predictive": None}
+    why = dict.fromkeys(found, _NOTHING_MERGED)
+    if measured is not None:
+        found = {"hidden": measured.hidden, "predictive": measured.predictive}
+        why["predictive"] = measured.predictive_reason or ""
+    spaces = {name: geometry for name, geometry in found.items() if geometry is not None}
+    scores = {name: scores_document(geometry) for name, geometry in spaces.items()}
+    geometry: dict[str, Any] = {
+        name: geometry_document(one, recipe.compat.layer) for name, one in spaces.items()
+    }
+    for name in found.keys() - spaces.keys():
+        geometry |= defined(name, None, why[name])
+    deciding = report.deciding
+    return {
+        "format_version": FORMAT_VERSION,
+        "versions": dict(report.versions),
+        "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
+        "budget": recipe.compat.budget.model_dump(),
+        "recipe": {
+            "path": str(recipe.path) if recipe.path is not None else None,
+            "sha256": recipe.sha256,
+            "method": recipe.config.merge_method,
+            "effective": recipe.source,
+        },
+        "experts": _experts(recipe, report.coefficients),
+        "base": str(recipe.base) if recipe.base is not None else None,
+        "coefficients": _coefficients(report.coefficients),
+        "warnings": [
+            {"subject": f.subject, "message": f.message, "advice": f.advice}
+            for f in (report.preflight.warnings if report.preflight is not None else ())
+        ],
+        "probes": _probes(recipe, measured.probe_set, measured.token_digest) if measured else None,
+        "forward": (
+            {"device": measured.device, "dtype": measured.dtype, "engine": measured.engine}
+            if measured
+            else None
+        ),
+        "geometry": geometry,
+        "similarity": {name: similarity for name, (similarity, _) in scores.items()},
+        "mds": {name: mds for name, (_, mds) in scores.items()},
+        "groups": groups_document(deciding) if deciding is not None else [],
+        "verdict": _verdict(report.verdict),
+    }
+
+
+def to_json(report: Report) -> str:
+    """The document as text. NaN and infinity are no JSON, and raise."""
+    return json.dumps(to_document(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_report(report: Report, folder: Path) -> Report:
+    """Write ``report.json`` into ``folder``, whole or not at all.
+
+    Returns:
+        The report, with the file's path.
+
+    Raises:
+        EvaluationError: the folder cannot be written, or the disk is full.
+    """
+    path = folder / _FILE_NAME
+    partial = folder / f".{_FILE_NAME}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(to_json(report), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):  # where the folder itself is what failed
+            partial.unlink(missing_ok=True)
+        raise EvaluationError(
+            f"{path}: the report cannot be written: {error.strerror}. "
+            "Free the disk, or give compat.report another folder"
+        ) from None
+    return replace(report, path=path)
+
+
+def _experts(recipe: Recipe, coefficients: Coefficients | None) -> list[dict[str, Any]]:
+    reason = f"{recipe.config.merge_method} takes no weights"
+    weights = coefficients.weights if coefficients is not None else (None,) * len(recipe.experts)
+    return [
+        {"name": name, "model": str(model), **defined("weight", weight, reason)}
+        for name, model, weight in zip(recipe.names, recipe.experts, weights, strict=True)
+    ]
+
+
+def _coefficients(found: Coefficients | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    alpha = found.alpha.tolist() if found.alpha is not None else None
+    return {**defined("alpha", alpha, found.note), "exact": found.exact, "note": found.note}
+
+
+def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
+    tasks = [
+        {
+            "name": task.name,
+            "model": str(recipe.experts[task.owner]) if task.owner is not None else None,
+            "source": task.source,
+            "rows": task.rows,
+        }
+        for task in probe_set.tasks
+    ]
+    return {
+        "digest": digest,
+        "text_digest": probe_set.digest,
+        "tasks": tasks,
+        "samples": recipe.compat.probes.samples,
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    reasons = [
+        {
+            "rule": reason.rule,
+            "reading": reason.reading,
+            "subject": reason.subject,
+            **defined("value", reason.value, reason.value_reason),
+            "limit": reason.limit,
+            "advice": reason.advice,
+        }
+        for reason in verdict.reasons
+    ]
+    return {"decision": verdict.decision, "exit_code": verdict.exit_code, "reasons": reasons}

@@ -1,0 +1,150 @@
+"""The report as a person reads it in a terminal."""
+
+from collections.abc import Iterator
+
+from mergekit_collapse.findings import printable
+from mergekit_collapse.geometry.geometry import Geometry
+from mergekit_collapse.geometry.resampling import Interval
+from mergekit_collapse.report.report import Report, cell
+from mergekit_collapse.verdict import deciding_distortion
+
+_SHADES = " ░▒▓█"
+_NAME_WIDTH = 32
+
+
+def readings(report: Report) -> str:
+    """Experts, distances and bounds: a few lines of plain text."""
+    lines = [*_warnings(report)]
+    if (geometry := report.deciding) is not None:
+        lines += [*_experts(report, geometry), "", *_grid(report, geometry), "", _bounds(geometry)]
+        if geometry.optimistic:
+            lines.append(
+                "  Mixtures leave this space: upper bounds and predictions are optimistic."
+            )
+    return "\n".join(lines)
+
+
+def verdict(report: Report) -> str:
+    """The decision and its reasons."""
+    return "\n".join(_verdict(report))
+
+
+def ending(report: Report) -> str:
+    """What every way in prints last: the verdict, and where the report is."""
+    return f"{verdict(report)}\nReport: {printable(str(report.path))}"
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    for finding in report.preflight.warnings if report.preflight is not None else ():
+        yield f"warning: {printable(str(finding))}"
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= _NAME_WIDTH else f"…{name[1 - _NAME_WIDTH :]}"
+
+
+def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
+    reading = report.difficulty
+    assert reading is not None
+    names = [_short(name) for name in report.recipe.names]
+    width = max(len("expert"), *map(len, names)) + 4
+    yield (
+        f"{len(names)} experts, {report.recipe.config.merge_method}; {geometry.space} space, "
+        f"{_layers(geometry)}, pooling {geometry.pooling}, scale {geometry.scale}, "
+        f"{_probe_count(report)} probes"
+    )
+    yield f"  {'expert':<{width}} {'weight':>7} {'MDS':>7} {'predicted':>10} {'to base':>8}"
+    weights = report.coefficients.weights if report.coefficients is not None else ()
+    to_base = geometry.squared[: len(names), len(names) :]
+    for index, name in enumerate(names):
+        weight = weights[index] if weights else None
+        score = cell(reading.mds[index], reading.reasons[index])
+        predicted = geometry.predicted[index] if geometry.predicted is not None else None
+        base = float(to_base[index, 0]) if to_base.size else None
+        yield (
+            f"  {f'{index + 1:>2} {name}':<{width}} {cell(weight):>7} {score:>7} "
+            f"{cell(predicted):>10} {cell(base):>8}"
+        )
+    if geometry.predicted is None:
+        yield f"  No prediction: {geometry.predicted_reason}."
+    elif report.coefficients is not None and report.coefficients.note:
+        yield f"  Predicted approximately: {report.coefficients.note}."
+
+
+def _layers(geometry: Geometry) -> str:
+    if geometry.space == "predictive":
+        return "next-token answers"
+    layers = geometry.layers
+    return f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+
+
+def _probe_count(report: Report) -> int:
+    return len(report.measurement.probe_set.probes) if report.measurement is not None else 0
+
+
+def _grid(report: Report, geometry: Geometry) -> Iterator[str]:
+    """Squared distances; 0 is the same, 2 is unrelated."""
+    count = geometry.expert_count
+    names = [_short(name) for name in report.recipe.names]
+    width = max(map(len, names)) + 4
+    yield "  Squared distances D² (0 the same, 2 unrelated)"
+    yield " " * (width + 2) + "".join(f"{j + 1:>7}" for j in range(count))
+    for i, name in enumerate(names):
+        row = "".join(_shaded(float(geometry.squared[i, j]), i == j) for j in range(count))
+        yield f"  {f'{i + 1:>2} {name}':<{width}}{row}"
+
+
+def _shaded(value: float, diagonal: bool) -> str:
+    if diagonal:
+        return f"{'·':>7}"
+    # By the distance, not its square, so that small ones can be told apart too.
+    shade = _SHADES[min(len(_SHADES) - 1, int((value / 2) ** 0.5 * len(_SHADES)))]
+    return f" {shade}{value:>5.2f}"
+
+
+def _bounds(geometry: Geometry) -> str:
+    bounds, confidence = geometry.bounds, geometry.confidence
+    return (
+        f"  Δ² {bounds.diameter_squared:.3g}{_interval(confidence.diameter_squared)}"
+        f" · every merge ≥ {bounds.converse:.3g}"
+        f" · ball r² {geometry.ball.radius_squared:.3g}{_interval(confidence.ball_radius_squared)}"
+        f" · Jung ({bounds.jung_dimension}) {bounds.jung:.3g}"
+        f" · corollary {bounds.corollary:.3g}"
+    )
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f" [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _verdict(report: Report) -> Iterator[str]:
+    decision = report.verdict.decision
+    if report.measurement is None:
+        yield "ALLOWED: every slice has one source, so no two models are merged with one another."
+    elif decision == "allow":
+        yield f"ALLOWED: {_within(report)}."
+    else:
+        yield "REFUSED" if decision == "refuse" else "WARNING, over budget; merging all the same"
+        yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
+
+
+def _within(report: Report) -> str:
+    """What was held against what, so that an allowed merge is no bare yes."""
+    budget, geometry, reading = report.recipe.compat.budget, report.deciding, report.difficulty
+    assert geometry is not None
+    assert reading is not None
+    parts = []
+    if budget.distortion is not None:
+        where = " on own tasks" if budget.over == "own_task" else ""
+        value = deciding_distortion(geometry, budget, report.recipe.names)
+        parts.append(
+            f"{budget.space} distortion ({budget.rule}{where}) {cell(value)} "
+            f"is within {budget.distortion:g}"
+        )
+    if budget.mds is not None:
+        worst = max(score for score in reading.mds if score is not None)
+        parts.append(f"worst MDS ({reading.reading}) {cell(worst)} is within {budget.mds:g}")
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Running the models: the only modules with a forward pass."""

@@ -1,0 +1,159 @@
+"""Hidden states and answer distributions of every model on every probe."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from mergekit.common import ModelReference
+from tqdm import tqdm
+
+from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
+from mergekit_collapse.probes.tokens import TokenizedProbes
+from mergekit_collapse.states.arrays import StateArrays
+from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side, make_batches
+from mergekit_collapse.states.forward import decoder_start, depth, forward, reads_decoder_inputs
+from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
+from mergekit_collapse.states.pooling import Pooling
+from mergekit_collapse.states.states import States
+
+
+@dataclass(frozen=True)
+class StateRequest:
+    """What is to be measured.
+
+    Attributes:
+        predictive: whether answer distributions are wanted besides hidden states.
+        layers: ``last``, ``all`` (1 to L), or numbers: k is transformers'
+            ``hidden_states[k]``, 0 the embeddings, L the last after the final norm;
+            negative ones count from the end. Of an encoder-decoder, the decoder's.
+        pooling: how the states of a prompt's tokens become rows.
+    """
+
+    predictive: bool
+    layers: Literal["last", "all"] | tuple[int, ...]
+    pooling: Pooling
+
+
+def collect(  # noqa: PLR0917  (the record of every stage before it, in their order)
+    references: Sequence[ModelReference],
+    names: Sequence[str],
+    expert_count: int,
+    probes: TokenizedProbes,
+    request: StateRequest,
+    options: LoadOptions,
+    *,
+    batch_tokens: int | None = None,
+    side: Side = "right",
+) -> States:
+    """Run every model over every probe, one model in memory at a time.
+
+    Vocabularies of different sizes: a token that a model does not have has probability 0
+    there, so its rows are filled up with zeros to the largest vocabulary.
+
+    Args:
+        references: experts in the order of the recipe, then the base if any.
+        names: what to call them in messages and in the result.
+        expert_count: how many of them are experts.
+        batch_tokens: most tokens in a forward pass; None chooses by device.
+        side: where batches are padded. Neither changes the result beyond rounding.
+
+    Raises:
+        EvaluationError: a model that cannot be loaded or run, does not fit the others, or
+            answers NaN or infinity.
+        InvalidRecipeError: a layer that the models do not have.
+    """
+    depths = [depth(read_config(reference, options)) for reference in references]
+    layers = resolve_layers(request.layers, depths, names)
+    on_cpu = torch.device(options.device).type == "cpu"
+    budget = batch_tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+    arrays = StateArrays(
+        names,
+        probes,
+        layers=layers,
+        depth=depths[0],
+        pooling=request.pooling,
+        predictive=request.predictive,
+    )
+
+    def visit(index: int, model: Any) -> None:
+        mend = "check that the model runs in transformers by itself"
+        with (
+            told_as_evaluation_error(f"model {names[index]}", mend),
+            _bar(names[index], len(probes.probes), options) as bar,
+        ):
+            _require_known_tokens(names[index], model, probes)
+            answers = arrays.expects_answers(index, model)
+            batches = make_batches(
+                probes.probes,
+                answers=answers,
+                decoder_start=decoder_start(model) if reads_decoder_inputs(model) else None,
+                max_tokens=budget,
+                side=side,
+            )
+            arrays.expect_rows(index, batches)
+            own_layers = (depths[index],) if request.layers == "last" else layers
+            for batch in batches:
+                outputs = forward(model, batch, own_layers, depths[index], answers)
+                arrays.add(index, batch, outputs)
+                bar.update(len(batch.probes))
+
+    each_model(references, options, visit)
+    return arrays.states(expert_count, options.device, options.dtype)
+
+
+def resolve_layers(
+    layers: Literal["last", "all"] | tuple[int, ...], depths: Sequence[int], names: Sequence[str]
+) -> tuple[int, ...]:
+    """Numbers of the wanted layers, from 0 (the embeddings) to L.
+
+    Raises:
+        EvaluationError: numbers that mean different layers in models of unequal depth.
+        InvalidRecipeError: no such layer, or one twice.
+    """
+    first = depths[0]
+    if layers == "last":
+        return (first,)
+    for name, other in zip(names, depths, strict=True):
+        if other != first:
+            raise EvaluationError(
+                f"{names[0]} has {first} layers and {name} {other}, so their layers do not"
+                " correspond; use `layer: last`"
+            )
+    if layers == "all":
+        return tuple(range(1, first + 1))
+    for number in layers:
+        if not -first - 1 <= number <= first:
+            raise InvalidRecipeError(
+                f"compat.layer: no layer {number}; these models have layers 0 (the embeddings)"
+                f" to {first}, or -{first + 1} to -1 counted from the end"
+            )
+    numbers = tuple(number % (first + 1) for number in layers)
+    if len(set(numbers)) != len(numbers):
+        raise InvalidRecipeError(
+            f"compat.layer: a layer stands twice in {list(layers)}, since these models have"
+            f" {first} layers; name each once"
+        )
+    return numbers
+
+
+def _bar(name: str, total: int, options: LoadOptions) -> Any:
+    return tqdm(total=total, desc=name, unit="probe", disable=not options.progress)
+
+
+def _require_known_tokens(name: str, model: Any, probes: TokenizedProbes) -> None:
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = max(max(p.prompt + p.target) for p in probes.probes)
+    if largest >= rows:
+        raise EvaluationError(
+            f"model {name}: the probes' tokenizer gives token {largest}, but the model has"
+            f" embeddings for {rows} tokens only; merge models that share one tokenizer"
+        )
+    longest = max(len(p.prompt) + len(p.target) for p in probes.probes)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise EvaluationError(
+            f"model {name}: a probe has {longest} tokens, but the model has {positions}"
+            " positions; lower probes.max_tokens in the compat block"
+        )
