@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check format clean
 
 demo: $(STAMP)
 	$(BIN)/mergekit-collapse demo
@@ -26,6 +26,7 @@ format: $(STAMP)
 # torch comes first and by its exact version: whatever else is asked for a range of torch
 # may otherwise bring a build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,test]'
@@ -33,4 +34,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist mergekit-collapse-demo

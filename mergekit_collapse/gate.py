@@ -17,7 +17,6 @@ from mergekit.options import MergeOptions
 from mergekit_collapse import __version__
 from mergekit_collapse.assessment import assess
 from mergekit_collapse.errors import CompatError, EvaluationError, MergeRefusedError
-from mergekit_collapse.findings import printable
 from mergekit_collapse.foreign_errors import first_line
 from mergekit_collapse.recipe.context import recipe_context
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
@@ -136,8 +135,9 @@ def _gate(read: Callable[[], Recipe], merge: _Merge) -> Report | None:
         out = Path(os.path.abspath(merge.out))  # `.` has no name
         folder = _report_folder(recipe, out.parent / f"{out.name}.compat")
         require_usable(merge.out, [m.model.path for m in recipe.models], folder)
-        count, name = len(recipe.models), printable(out.name)
-        _say(f"mergekit-collapse {__version__}: measuring {count} models before merging {name}")
+        _say(
+            f"mergekit-collapse {__version__}: checking the recipe before {merge.out.name} is made"
+        )
         report = assess(recipe, merge.options, merging=True)
         if mode == "warn":
             report = report.as_warning()

@@ -170,7 +170,7 @@ def _difficulty(geometry: Geometry, budget: BudgetBlock, names: Sequence[str]) -
             raise _undefined(f"similarity: {budget.similarity}", why)
         if not _within(value, budget.mds):
             how = f"{budget.similarity}, {budget.space} space"
-            advice = "All of these experts are: they do not belong in one merge."
+            advice = "Every expert of this merge is over it: they do not belong together."
             if inside:
                 advice = f"Leave {names[index]} out, or replace it by one nearer to the others."
             yield Reason("mds", how, names[index], value, why, budget.mds, advice)

@@ -11,7 +11,7 @@ Reading = Literal["unrelated", "group_max", "group_minmax"]
 READINGS: tuple[Reading, ...] = get_args(Reading)
 
 INFINITE = "infinite"
-ALL_EQUAL = "all distances are equal"
+ALL_EQUAL = "all distances are equal, as they always are between two experts"
 NO_CHANCE = "fewer than two probes"
 ROUNDING = 1e-12
 

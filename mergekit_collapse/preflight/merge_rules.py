@@ -34,7 +34,7 @@ def check_rules(
     several = [g for g in groups if g.layer_ranges is None or len(g.models) > 1]
     # Methods of one input, such as passthrough, merge nothing and so need no second expert.
     if len(experts) < 2 and several and contract.max_inputs != 1 and not found:
-        count = "one expert only" if experts else "no expert"
+        count = "one expert only" if experts or len(several[0].models) == 1 else "no expert"
         besides = ", besides its base" if several[0].base else ""
         message = f"merges {count}{besides}, so there is nothing to compare"
         advice = "add a second expert, or remove the compat block"

@@ -44,6 +44,7 @@ def to_document(report: Report) -> dict[str, Any]:
     deciding = report.deciding
     return {
         "format_version": FORMAT_VERSION,
+        "verdict": _verdict(report.verdict),
         "versions": dict(report.versions),
         "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
         "budget": recipe.compat.budget.model_dump(),
@@ -70,7 +71,6 @@ def to_document(report: Report) -> dict[str, Any]:
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
         "groups": groups_document(deciding) if deciding is not None else [],
-        "verdict": _verdict(report.verdict),
     }
 
 

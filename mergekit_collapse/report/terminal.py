@@ -88,7 +88,7 @@ def _grid(report: Report, geometry: Geometry) -> Iterator[str]:
     count = geometry.expert_count
     names = [_short(name) for name in report.recipe.names]
     width = max(map(len, names)) + 4
-    yield "  Squared distances D² (0 the same, 2 unrelated)"
+    yield "  Squared distances D² (0 the same, 2 unrelated, more where lengths or means differ too)"
     yield " " * (width + 2) + "".join(f"{j + 1:>7}" for j in range(count))
     for i, name in enumerate(names):
         row = "".join(_shaded(float(geometry.squared[i, j]), i == j) for j in range(count))
