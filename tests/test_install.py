@@ -197,9 +197,11 @@ def test_a_damaged_installation_says_that_blocks_are_ignored(tmp_path, wheel):
     said = done.stderr.splitlines()
     assert [line.split(" could not")[0] for line in said] == [
         "mergekit-collapse: mergekit.config",
+        "mergekit-collapse: mergekit.merge_methods",
         "mergekit-collapse: mergekit.merge",
     ]
     assert "a `compat:` block is IGNORED: ZeroDivisionError" in said[0]
+    assert "its methods are MISSING: ZeroDivisionError" in said[1]
 
 
 # --- a recipe without a block ------------------------------------------------------------------
