@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # Quick tests first, so that a mistake shows within a minute.
 test: check
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
