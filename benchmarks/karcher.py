@@ -6,6 +6,12 @@ iteration in float64 and full dimension, over all tensors of a case. Extra memor
 of the process grows by while the method runs on the largest tensor of the case, result included, in
 units of that tensor; every method has a fresh process for it.
 
+A second table has errors alone, for unequal weights and norms, by how far the experts are from
+their base; MergeKit's `karcher` has no weights, so it is not in it.
+
+torch gets one thread, unless told otherwise: where cores are shared, threads that wait for one
+another are most of the time of the methods that wake them.
+
     python benchmarks/karcher.py --rounds 5
 """
 
@@ -42,10 +48,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Tensors = list[torch.Tensor]
 
 
-def experts(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensors:
+def experts(
+    shape: tuple[int, ...], seed: int, dtype: torch.dtype, difference: float = DIFFERENCE
+) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     base = 0.02 * torch.randn(shape, generator=generator)
-    moved = [base + 0.02 * DIFFERENCE * torch.randn(shape, generator=generator) for _ in "123"]
+    moved = [
+        base + 0.02 * difference * torch.randn(shape, generator=generator) for _ in range(EXPERTS)
+    ]
     return [each.to(dtype) for each in moved]
 
 
@@ -54,24 +64,27 @@ def groups(case: str, dtype: torch.dtype) -> list[Tensors]:
     return [experts(shape, seed, dtype) for seed, shape in enumerate(shapes)]
 
 
-def merge(method: str, tensors: Tensors) -> torch.Tensor:
-    parameters = {} if method == "karcher" else {"weight": 1.0}
+def merge(method: str, tensors: Tensors, weight: float | tuple[float, ...] = 1.0) -> torch.Tensor:
+    parameters = {} if method == "karcher" else {"weight": weight}
     return merge_tensors(tensors, method, parameters=parameters)
 
 
-def reference(tensors: Tensors) -> torch.Tensor:
-    """The Karcher mean of equal weights from its formula, element by element in float64."""
-    units = [t.double() / t.double().norm() for t in tensors]
-    mean = sum(units[1:], units[0])
-    mean /= mean.norm()
-    for _ in range(5):
+def reference(
+    tensors: Tensors, weights: tuple[float, ...] = (1.0,) * EXPERTS, steps: int = 5
+) -> torch.Tensor:
+    """The Karcher mean from its formula, element by element in float64."""
+    shares = [weight / sum(weights) for weight in weights]
+    norms = [t.double().norm() for t in tensors]
+    units = [t.double() / norm for t, norm in zip(tensors, norms, strict=True)]
+    mean = units[0].clone()
+    for _ in range(steps):
         step = torch.zeros_like(mean)
-        for unit in units:
+        for share, unit in zip(shares, units, strict=True):
             angle = torch.arccos((mean * unit).sum().clamp(-1, 1))
-            step += angle / torch.sin(angle) / len(units) * (unit - torch.cos(angle) * mean)
+            step += share / torch.sinc(angle / torch.pi) * (unit - torch.cos(angle) * mean)
         mean = torch.cos(step.norm()) * mean + torch.sinc(step.norm() / torch.pi) * step
         mean /= mean.norm()
-    return mean * statistics.fmean(float(t.double().norm()) for t in tensors)
+    return mean * sum(share * norm for share, norm in zip(shares, norms, strict=True))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -141,17 +154,34 @@ def rows(case: str, dtype: str, rounds: int) -> list[str]:
     return lines
 
 
+def unequal() -> list[str]:
+    weights, scales = (0.6, 0.3, 0.1), (1.0, 1.2, 0.8)
+    lines = []
+    for difference in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+        drawn = experts((1024, 1024), 0, torch.float32, difference)
+        tensors = [scale * t for scale, t in zip(scales, drawn, strict=True)]
+        exact = reference(tensors, weights, steps=30)
+        errors = [
+            f"{float((merge(method, tensors, weights) - exact).norm() / exact.norm()):.1e}"
+            for method in METHODS[:-1]
+        ]
+        lines.append(f"| {difference:g} | {' | '.join(errors)} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     register_methods()
+    torch.set_num_threads(arguments.threads)
     if arguments.memory:
         print(extra_memory(*json.loads(arguments.memory)))
         return
     print(
-        f"{EXPERTS} experts, torch {torch.__version__} with {torch.get_num_threads()} threads, "
+        f"{EXPERTS} experts, torch {torch.__version__}, threads: {torch.get_num_threads()}, "
         f"{platform.machine()}; medians of {arguments.rounds} rounds\n"
     )
     print(
@@ -161,6 +191,9 @@ def main() -> None:
     for case in CASES:
         for dtype in DTYPES:
             print("\n".join(rows(case, dtype, arguments.rounds)), flush=True)
+    print(f"\n| distance from the base | {' | '.join(f'`{m}`' for m in METHODS[:-1])} |")
+    print("| --- | ---: | ---: | ---: |")
+    print("\n".join(unequal()))
 
 
 if __name__ == "__main__":

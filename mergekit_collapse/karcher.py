@@ -13,8 +13,11 @@ import torch
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.shapes import Float64
 
-# Float64 elements of scratch, whatever the number of tensors: 2 MB, which stays in a cache.
-_SCRATCH_ELEMENTS = 2**18
+# Float64 elements of scratch at most, whatever the number of tensors: 16 MB.
+_SCRATCH_ELEMENTS = 2**21
+# Elements of a chunk on a processor: few enough for its cache, and for torch not to wake threads,
+# whose meeting after every chunk would take far longer than the chunk where cores are shared.
+_CHUNK_ELEMENTS = 2**15
 # Below this length a mean of unit vectors has no direction; nearer than this to π, Log has none.
 # The square of it, not itself, is what a Gram matrix in float64 resolves.
 _UNDEFINED = 1e-6
@@ -200,11 +203,14 @@ def _shares_and_gram(
 
 
 def _gram(tensors: Sequence[torch.Tensor]) -> Float64[np.ndarray, "expert expert"]:
-    gram: torch.Tensor | None = None
+    gram = np.zeros((len(tensors), len(tensors)))
     for _, rows in _chunks(tensors):
-        product = rows @ rows.T
-        gram = product if gram is None else gram + product
-    return np.zeros((len(tensors),) * 2) if gram is None else gram.cpu().numpy()
+        if rows.device.type == "cpu":
+            values = rows.numpy()
+            gram += np.einsum("ik,jk->ij", values, values)  # in one thread, unlike a matrix product
+        else:
+            gram += (rows @ rows.T).cpu().numpy()
+    return gram
 
 
 def _combine(
@@ -217,18 +223,23 @@ def _combine(
     if not used:
         return result
     flat = result.view(-1)
-    factors = torch.from_numpy(coefficients[used])
+    factors = coefficients[used].tolist()
     for where, rows in _chunks([tensors[i] for i in used]):
-        flat[where] = (rows.T @ factors.to(rows.device)).to(first.dtype)
+        total = rows[0].mul_(factors[0])
+        for factor, row in zip(factors[1:], rows[1:], strict=True):
+            total.add_(row, alpha=factor)
+        flat[where] = total
     return result
 
 
 def _chunks(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
     """Slices of the flattened tensors, [tensor, element] in float64; one buffer for all of them."""
     flat = [t.detach().reshape(-1) for t in tensors]
-    size, width = flat[0].numel(), max(_SCRATCH_ELEMENTS // len(flat), 1024)
     # Apple's devices have no float64.
     device = torch.device("cpu") if flat[0].device.type == "mps" else flat[0].device
+    size, width = flat[0].numel(), max(_SCRATCH_ELEMENTS // len(flat), 1024)
+    if device.type == "cpu":
+        width = min(width, _CHUNK_ELEMENTS)
     scratch = torch.empty(len(flat), min(size, width), dtype=torch.float64, device=device)
     for start in range(0, size, width):
         where = slice(start, min(start + width, size))
