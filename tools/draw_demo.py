@@ -20,6 +20,8 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     lines = source.read_text(encoding="utf-8").replace("\r", "\n").split("\n")
     kept = [line for line in lines if not any(bar in line for bar in _BARS)]
+    # A bar that is gone leaves an empty line.
+    kept = [line for line, before in zip(kept, ["", *kept], strict=False) if line or before]
     with Path("/dev/null").open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=118, file=nowhere)
         for line in "\n".join(kept).strip().split("\n"):
