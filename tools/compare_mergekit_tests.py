@@ -4,8 +4,8 @@ Fetches MergeKit's source distribution with pip, makes two environments that sha
 the running one (MergeKit, torch, pytest), and gives only one of them this checkout and its start-up
 files. That is a true "off": MERGEKIT_COLLAPSE=0 would still hook MergeKit.
 
-Exit code 1 where any test ends differently, or fails for a method of the plugin's own. The source distribution lacks `tests/common.py`, so the
-files that need it fail to be collected, in both.
+Exit code 1 where any test ends differently, or fails for a method of the plugin's own. The source
+distribution lacks `tests/common.py`, so the files that need it fail to be collected, in both.
 
     python tools/compare_mergekit_tests.py
 """
