@@ -21,7 +21,7 @@ from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.recipe.compat_source import CompatSource
 from mergekit_collapse.recipe.context import recipe_context
-from mergekit_collapse.recipe.text import FIELD, misspelt_block
+from mergekit_collapse.recipe.text import FIELD, lost_block
 from mergekit_collapse.switch import SWITCH, gate_mode
 
 _WRAPPED = "__mergekit_collapse__"
@@ -147,21 +147,11 @@ def _refuse_lost_block(config_source: str | None) -> None:
         documents = list(yaml.safe_load_all(config_source or ""))
     except (OSError, UnicodeError, yaml.YAMLError):
         return  # a program's own text; MergeKit has its configuration, and that has no block
-    lost = next(filter(None, map(_lost_block, documents)), None)
+    mappings = (document for document in documents if isinstance(document, dict))
+    lost = next(filter(None, map(lost_block, mappings)), None)
     if lost is None:
         return
     problem = f"{context.config_file or 'recipe'}: {lost}"
     if (mode := gate_mode()) == "1":
         raise InvalidRecipeError(problem)
     click.echo(f"mergekit-collapse: {SWITCH}={mode}: merging ungated: {problem}", err=True)
-
-
-def _lost_block(document: Any) -> str | None:
-    if not isinstance(document, dict):
-        return None
-    if FIELD in document:
-        empty = f"`{FIELD}:` is empty; write `{FIELD}: {{}}` to gate with the defaults"
-        return f"{empty}, or remove the line" if document[FIELD] is None else None
-    if (key := misspelt_block(document)) is None:
-        return None
-    return f"the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? Rename or remove it"

@@ -14,7 +14,7 @@ from mergekit.merge_methods import BasePolicy
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.groups import Group, all_groups, identity
 from mergekit_collapse.recipe.schema import CompatBlock, TaskBlock
-from mergekit_collapse.recipe.text import FIELD, misspelt_block, require_distinct_keys
+from mergekit_collapse.recipe.text import FIELD, lost_block, require_distinct_keys
 from mergekit_collapse.recipe.validation import parse_compat
 
 # These interpolate from the base to the other model: their base is merged, not subtracted.
@@ -105,17 +105,9 @@ def read_recipe(path: Path) -> Recipe:
         InvalidRecipeError: the file, the recipe or its block is wrong.
     """
     raw, text = read_yaml(path)
-    if FIELD not in raw and (key := misspelt_block(raw)) is not None:
-        raise InvalidRecipeError(
-            f"{path}: the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? "
-            "Rename or remove it"
-        )
+    if (lost := lost_block(raw)) is not None:
+        raise InvalidRecipeError(f"{path}: {lost}")
     compat = raw.pop(FIELD, {})
-    if compat is None:
-        raise InvalidRecipeError(
-            f"{path}: `compat:` is empty; write `compat: {{}}` to gate with the defaults, "
-            "or remove the line"
-        )
     try:
         config = MergeConfiguration.model_validate(raw)
     # MergeKit's validators raise RuntimeError, pydantic's ValidationError is a ValueError.

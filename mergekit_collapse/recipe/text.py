@@ -11,6 +11,16 @@ from mergekit_collapse.errors import InvalidRecipeError
 FIELD = "compat"
 
 
+def lost_block(document: Mapping[Any, Any]) -> str | None:
+    """What is wrong with a ``compat`` key that MergeKit would drop: empty, or misspelt."""
+    if FIELD in document:
+        empty = f"`{FIELD}:` is empty; write `{FIELD}: {{}}` to gate with the defaults"
+        return f"{empty}, or remove the line" if document[FIELD] is None else None
+    if (key := misspelt_block(document)) is None:
+        return None
+    return f"the key {key!r} means nothing to MergeKit; did you mean {FIELD!r}? Rename or remove it"
+
+
 def misspelt_block(document: Mapping[Any, Any]) -> str | None:
     """A top-level key whose author most likely meant ``compat``, and which MergeKit ignores."""
     for key in map(str, document):
