@@ -99,7 +99,9 @@ class StateArrays:
                 )
             self._hidden[place][index, rows] = pooled
         if outputs.answers is not None:
-            self._add_answers(index, batch, outputs.answers.cpu().numpy())
+            # ψ = √p, so that each row has norm 1.
+            roots = outputs.answers.mul(0.5).exp_()
+            self._add_answers(index, batch, roots.cpu().numpy())
 
     def states(self, expert_count: int, device: str, dtype: torch.dtype) -> States:
         """The finished record, after every model was added."""

@@ -19,7 +19,7 @@ class Outputs:
 
     Attributes:
         hidden: per layer asked for, the states at every position, padding included.
-        answers: square roots of next-token probabilities, a row per answer position.
+        answers: log-probabilities of the next token, in nats, a row per answer position.
     """
 
     hidden: tuple[Float32[torch.Tensor, "sequence position feature"], ...]
@@ -65,7 +65,7 @@ def depth(config: Any) -> int:
 def forward(model: Any, batch: Batch, layers: Sequence[int], depth: int, answers: bool) -> Outputs:
     """Hidden states after the given layers and, if asked for, the answers.
 
-        answer = exp(½ log softmax(logits)), so each row has norm 1
+        answer = log softmax(logits)
 
     Layer k is transformers' ``hidden_states[k]`` (of an encoder-decoder, of its decoder);
     layer ``depth`` is ``last_hidden_state``, after the final norm. The logits are the model's
@@ -95,7 +95,7 @@ def forward(model: Any, batch: Batch, layers: Sequence[int], depth: int, answers
         logits = logits[0]
     else:
         logits = logits[batch.answer_sequences.to(device), batch.answer_positions.to(device)]
-    return Outputs(hidden, logits.float().log_softmax(dim=-1).mul_(0.5).exp_())
+    return Outputs(hidden, logits.float().log_softmax(dim=-1))
 
 
 @contextmanager
