@@ -21,14 +21,17 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage pooling batching weights adapters loader forward arrays hidden_states
+        states storage pooling batching weights adapters loader forward arrays
+        layer_statistics profiles hidden_states dry_forward skeleton tensor_stages layered
+        layered_agreement layered_trial
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
         merging_difficulty grouping resampling own_task geometry
     """,
     "verdict": "",
-    "report": "report geometry_document document card terminal",
+    "report": "report geometry_document document terminal",
+    "formats": "card",
     "assessment staging gate click_errors mergekit_hook": "",
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",

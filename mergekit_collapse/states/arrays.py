@@ -13,7 +13,7 @@ from mergekit_collapse.states import storage
 from mergekit_collapse.states.batching import Batch, answer_count
 from mergekit_collapse.states.forward import Outputs, has_language_head
 from mergekit_collapse.states.pooling import Pooling, pool
-from mergekit_collapse.states.states import SpaceStates, States
+from mergekit_collapse.states.states import ModelLayers, SpaceStates, States
 
 ENGINE = "whole-model"
 
@@ -41,7 +41,7 @@ class StateArrays:
         self._names, self._probes, self._layers, self._pooling = names, probes, layers, pooling
         self._depth = depth
         self._reason = None if predictive else "it was not asked for"
-        self._hidden: list[np.ndarray] = []
+        self._hidden: dict[int, np.ndarray] = {}
         self._answers: np.ndarray | None = None
         self._first: int | None = None
         self._hidden_rows: Int64[np.ndarray, " probe"] = np.zeros(0, dtype=np.int64)
@@ -79,37 +79,51 @@ class StateArrays:
     def add(self, index: int, batch: Batch, outputs: Outputs) -> None:
         """Pool one batch's outputs of one model and put them in their rows.
 
+        Args:
+            outputs: the hidden states of exactly the layers that were asked for.
+
         Raises:
             EvaluationError: a state is NaN or infinite, or as wide as in no other model.
         """
-        rows = _rows_of(batch.probes, self._hidden_rows)
-        for place, (layer, states) in enumerate(zip(self._layers, outputs.hidden, strict=True)):
-            pooled = pool(states, batch.pooled.to(states.device), self._pooling).cpu().numpy()
-            what = f"hidden state after layer {layer}"
-            self._require_finite(index, pooled, rows, self._hidden_rows, what)
-            if place == len(self._hidden):
-                shape = (len(self._names), int(self._hidden_rows.sum()), pooled.shape[1])
-                self._hidden.append(storage.zeros(shape, "the hidden states of all models"))
-            if pooled.shape[1] != self._hidden[place].shape[2]:
-                assert self._first is not None
-                raise EvaluationError(
-                    f"{self._names[index]} has hidden states of width {pooled.shape[1]}, but"
-                    f" {self._names[self._first]} of {self._hidden[place].shape[2]}; models of"
-                    " different widths cannot be merged"
-                )
-            self._hidden[place][index, rows] = pooled
+        for place, states in enumerate(outputs.hidden):
+            self.add_hidden(index, batch, place, states)
         if outputs.answers is not None:
-            # ψ = √p, so that each row has norm 1.
-            roots = outputs.answers.mul(0.5).exp_()
-            self._add_answers(index, batch, roots.cpu().numpy())
+            self.add_answers(index, batch, outputs.answers)
 
-    def states(self, expert_count: int, device: str, dtype: torch.dtype) -> States:
+    def add_hidden(self, index: int, batch: Batch, place: int, states: Any) -> None:
+        """The same for one layer, given by its place among those that were asked for."""
+        rows = _rows_of(batch.probes, self._hidden_rows)
+        states = states.float()
+        pooled = pool(states, batch.pooled.to(states.device), self._pooling).cpu().numpy()
+        what = f"hidden state after layer {self._layers[place]}"
+        self._require_finite(index, pooled, rows, self._hidden_rows, what)
+        if place not in self._hidden:
+            shape = (len(self._names), int(self._hidden_rows.sum()), pooled.shape[1])
+            self._hidden[place] = storage.zeros(shape, "the hidden states of all models")
+        if pooled.shape[1] != self._hidden[place].shape[2]:
+            assert self._first is not None
+            raise EvaluationError(
+                f"{self._names[index]} has hidden states of width {pooled.shape[1]}, but"
+                f" {self._names[self._first]} of {self._hidden[place].shape[2]}; models of"
+                " different widths cannot be merged"
+            )
+        self._hidden[place][index, rows] = pooled
+
+    def states(
+        self,
+        expert_count: int,
+        device: str,
+        dtype: torch.dtype,
+        *,
+        engine: str = ENGINE,
+        layers: tuple[ModelLayers, ...] = (),
+    ) -> States:
         """The finished record, after every model was added."""
         hidden = SpaceStates(
             space="hidden",
             pooling=self._pooling,
             layers=self._layers,
-            values=tuple(self._hidden),
+            values=tuple(self._hidden[place] for place in range(len(self._layers))),
             probe_of_row=_probe_of_row(self._hidden_rows),
         )
         predictive = None
@@ -129,12 +143,16 @@ class StateArrays:
             predictive_reason=self._reason,
             device=device,
             dtype=str(dtype).removeprefix("torch."),
-            engine=ENGINE,
+            engine=engine,
+            layers=layers,
         )
 
-    def _add_answers(
-        self, index: int, batch: Batch, answers: Float32[np.ndarray, "answer token"]
+    def add_answers(
+        self, index: int, batch: Batch, log_probabilities: Float32[torch.Tensor, "answer token"]
     ) -> None:
+        """The same for the answers of one batch."""
+        # ψ = √p, so that each row has norm 1.
+        answers = log_probabilities.mul(0.5).exp_().cpu().numpy()
         rows = _rows_of(batch.probes, self._answer_rows)
         self._require_finite(index, answers, rows, self._answer_rows, "next-token distribution")
         vocabulary = answers.shape[1]

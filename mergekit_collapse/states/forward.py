@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.shapes import Float32
+from mergekit_collapse.shapes import Float, Float32
 from mergekit_collapse.states.batching import Batch
+
+
+class LayersNotToldApartError(EvaluationError):
+    """A model that hands out another number of hidden states than it has layers."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,12 @@ class Outputs:
     """What one model answered on one batch.
 
     Attributes:
-        hidden: per layer asked for, the states at every position, padding included.
+        hidden: per layer asked for, the states at every position, padding included, in the
+            precision of the forward pass.
         answers: log-probabilities of the next token, in nats, a row per answer position.
     """
 
-    hidden: tuple[Float32[torch.Tensor, "sequence position feature"], ...]
+    hidden: tuple[Float[torch.Tensor, "sequence position feature"], ...]
     answers: Float32[torch.Tensor, "answer token"] | None
 
 
@@ -72,34 +77,41 @@ def forward(model: Any, batch: Batch, layers: Sequence[int], depth: int, answers
     own, with its soft caps and scales, projected at the answer positions alone.
 
     Raises:
-        EvaluationError: the model does not give the states that were asked for.
+        LayersNotToldApartError: the model does not give the states that were asked for.
     """
     runner = model if answers else model.base_model
     device = model.get_input_embeddings().weight.device
     inner = set(layers) != {depth}
-    with _captured(model) as captured, _head_sees_only(model, batch, device, answers) as seen:
-        output = runner(**_arguments(runner, batch, device, inner))
-    states = captured[-1]
+    with captured(model) as outputs, head_sees_only(model, batch, device, answers) as seen:
+        output = runner(**arguments_of(runner, batch, device, inner))
+    states = outputs[-1]
     # Outputs of an encoder-decoder's decoder are those of any decoder.
     every = getattr(states, "hidden_states", None) or ()
     if inner and len(every) != depth + 1:
-        raise EvaluationError(
+        raise LayersNotToldApartError(
             f"model {model.config.name_or_path}: gives {len(every)} hidden states for {depth}"
             " layers, so its layers cannot be told apart; use `layer: last`"
         )
-    hidden = tuple((states.last_hidden_state if k == depth else every[k]).float() for k in layers)
+    hidden = tuple(states.last_hidden_state if k == depth else every[k] for k in layers)
     if not answers:
         return Outputs(hidden, None)
-    logits = output.logits
+    return Outputs(hidden, answers_in(output.logits, batch, seen))
+
+
+def answers_in(
+    logits: torch.Tensor, batch: Batch, seen: list[bool]
+) -> Float32[torch.Tensor, "answer token"]:
+    """Log-probabilities at the answer positions; ``seen`` is what ``head_sees_only`` yields."""
     if seen:
         logits = logits[0]
     else:
-        logits = logits[batch.answer_sequences.to(device), batch.answer_positions.to(device)]
-    return Outputs(hidden, logits.float().log_softmax(dim=-1))
+        sequences, positions = batch.answer_sequences, batch.answer_positions
+        logits = logits[sequences.to(logits.device), positions.to(logits.device)]
+    return logits.float().log_softmax(dim=-1)
 
 
 @contextmanager
-def _captured(model: Any) -> Iterator[list[Any]]:
+def captured(model: Any) -> Iterator[list[Any]]:
     """What the backbone returns, which a model with a head keeps to itself."""
     backbone = model.base_model
     if reads_decoder_inputs(model):
@@ -113,7 +125,7 @@ def _captured(model: Any) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _head_sees_only(
+def head_sees_only(
     model: Any, batch: Batch, device: torch.device, wanted: bool
 ) -> Iterator[list[bool]]:
     """Hand the head the answer positions alone, as one sequence.
@@ -140,7 +152,8 @@ def _head_sees_only(
         handle.remove()
 
 
-def _arguments(runner: Any, batch: Batch, device: torch.device, inner: bool) -> dict[str, Any]:
+def arguments_of(runner: Any, batch: Batch, device: torch.device, inner: bool) -> dict[str, Any]:
+    """What a model is called with; ``inner`` asks it for the states after every layer."""
     accepted = _accepted(runner)
     arguments: dict[str, Any] = {
         "input_ids": batch.inputs.ids.to(device),

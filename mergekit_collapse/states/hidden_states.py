@@ -1,6 +1,6 @@
 """Hidden states and answer distributions of every model on every probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,10 +13,20 @@ from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side, make_batches
-from mergekit_collapse.states.forward import decoder_start, depth, forward, reads_decoder_inputs
+from mergekit_collapse.states.forward import (
+    LayersNotToldApartError,
+    Outputs,
+    decoder_start,
+    depth,
+    forward,
+    reads_decoder_inputs,
+)
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.pooling import Pooling
-from mergekit_collapse.states.states import States
+from mergekit_collapse.states.profiles import LayerProfile
+from mergekit_collapse.states.states import ModelLayers, States
+
+EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,13 @@ class StateRequest:
             ``hidden_states[k]``, 0 the embeddings, L the last after the final norm;
             negative ones count from the end. Of an encoder-decoder, the decoder's.
         pooling: how the states of a prompt's tokens become rows.
+        profile: whether each expert's states and their spread after every layer are wanted.
     """
 
     predictive: bool
     layers: Literal["last", "all"] | tuple[int, ...]
     pooling: Pooling
+    profile: bool = False
 
 
 def collect(  # noqa: PLR0917  (the record of every stage before it, in their order)
@@ -44,6 +56,8 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     request: StateRequest,
     options: LoadOptions,
     *,
+    also: Callable[[int, Any], None] | None = None,
+    each: EachModel = each_model,
     batch_tokens: int | None = None,
     side: Side = "right",
 ) -> States:
@@ -56,6 +70,8 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         references: experts in the order of the recipe, then the base if any.
         names: what to call them in messages and in the result.
         expert_count: how many of them are experts.
+        also: called with each model's index and the model while it is in memory.
+        each: what brings the models into memory.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
 
@@ -66,8 +82,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     """
     depths = [depth(read_config(reference, options)) for reference in references]
     layers = resolve_layers(request.layers, depths, names)
-    on_cpu = torch.device(options.device).type == "cpu"
-    budget = batch_tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+    budget = batch_tokens or default_batch_tokens(options.device)
     arrays = StateArrays(
         names,
         probes,
@@ -76,6 +91,8 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         pooling=request.pooling,
         predictive=request.predictive,
     )
+    profiles: dict[int, ModelLayers] = {}
+    unlayered: list[str] = []
 
     def visit(index: int, model: Any) -> None:
         mend = "check that the model runs in transformers by itself"
@@ -93,14 +110,40 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
                 side=side,
             )
             arrays.expect_rows(index, batches)
-            own_layers = (depths[index],) if request.layers == "last" else layers
+            wanted = (depths[index],) if request.layers == "last" else layers
+            profile = None
+            if request.profile and index < expert_count and not unlayered:
+                profile = LayerProfile(depths[index], len(probes.probes), request.pooling, batches)
             for batch in batches:
-                outputs = forward(model, batch, own_layers, depths[index], answers)
+                outputs = None
+                if profile is not None:
+                    try:
+                        every = range(depths[index] + 1)
+                        outputs = forward(model, batch, every, depths[index], answers)
+                    except LayersNotToldApartError as error:
+                        unlayered.append(str(error))
+                        profile = None
+                    else:
+                        profile.add_all(batch, outputs.hidden)
+                        hidden = tuple(outputs.hidden[k] for k in wanted)
+                        outputs = Outputs(hidden, outputs.answers)
+                if outputs is None:
+                    outputs = forward(model, batch, wanted, depths[index], answers)
                 arrays.add(index, batch, outputs)
                 bar.update(len(batch.probes))
+            if profile is not None:
+                profiles[index] = profile.layers()
+        if also is not None:
+            also(index, model)
 
-    each_model(references, options, visit)
-    return arrays.states(expert_count, options.device, options.dtype)
+    each(references, options, visit)
+    layered = () if unlayered else tuple(profiles[i] for i in sorted(profiles))
+    return arrays.states(expert_count, options.device, options.dtype, layers=layered)
+
+
+def default_batch_tokens(device: str) -> int:
+    """Tokens in a forward pass where the caller names no number."""
+    return CPU_TOKENS if torch.device(device).type == "cpu" else GPU_TOKENS
 
 
 def resolve_layers(

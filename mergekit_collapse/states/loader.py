@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Any, since transformers has no types for these.
 transformers_logging: Any = transformers.utils.logging
 
+_DAMAGED = "a weight file may be damaged or missing, copy or download the model again"
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -91,7 +93,7 @@ def read_config(reference: ModelReference, options: LoadOptions) -> Any:
     """
     folder = model_folder(reference.model, options.cache_dir, options.trust_remote_code)
     mend = "check its config.json (--trust-remote-code if the model needs its own code)"
-    with _quiet(), told_as_evaluation_error(f"model {reference.model}", mend):
+    with quiet(), told_as_evaluation_error(f"model {reference.model}", mend):
         config = transformers.AutoConfig.from_pretrained(
             str(folder), trust_remote_code=options.trust_remote_code
         )
@@ -135,15 +137,21 @@ def _visit_group(
     _release(last, options.device)
 
 
-def _load(reference: ModelReference, options: LoadOptions) -> Any:
-    """One base model, complete, finite, in evaluation mode."""
+def load_unchecked(reference: ModelReference, options: LoadOptions) -> tuple[Any, dict[str, Any]]:
+    """One base model in evaluation mode, and what transformers says of loading it.
+
+    The model may hold made-up weights: in the second, ``missing_keys``, ``mismatched_keys`` and
+    ``unexpected_keys`` name what ``weights.require_complete`` would refuse.
+
+    Raises:
+        EvaluationError: no such model, or weights that cannot be read.
+    """
     where = f"model {reference.model}"
     config = read_config(reference, options)
     folder = model_folder(reference.model, options.cache_dir, options.trust_remote_code)
-    model_class = _model_class(config, options, where)
-    mend = "a weight file may be damaged or missing, copy or download the model again"
-    with _quiet(), told_as_evaluation_error(where, mend):
-        model, loading = model_class.from_pretrained(
+    chosen = model_class(config, options, where)
+    with quiet(), told_as_evaluation_error(where, _DAMAGED):
+        model, loading = chosen.from_pretrained(
             str(folder),
             config=config,
             dtype=options.dtype,
@@ -151,19 +159,27 @@ def _load(reference: ModelReference, options: LoadOptions) -> Any:
             use_safetensors=has_safetensors(folder),
             weights_only=True,
             trust_remote_code=options.trust_remote_code,
-            # Shapes that differ are refused below, with the names that transformers leaves out.
+            # Shapes that differ are refused with the names, which transformers leaves out.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    return model.eval(), loading
+
+
+def _load(reference: ModelReference, options: LoadOptions) -> Any:
+    """One base model, complete, finite, in evaluation mode."""
+    where = f"model {reference.model}"
+    model, loading = load_unchecked(reference, options)
+    with told_as_evaluation_error(where, _DAMAGED):
         require_complete(where, loading)
         require_finite(where, model.state_dict().items())
     if unused := loading["unexpected_keys"]:
         names = shortened(sorted(unused))
         logger.warning("%s: no place in %s for %s", where, type(model).__name__, names)
-    return model.eval()
+    return model
 
 
-def _model_class(config: Any, options: LoadOptions, where: str) -> Any:
+def model_class(config: Any, options: LoadOptions, where: str) -> Any:
     """The class that the configuration names, as far as it is a model of transformers."""
     name = (getattr(config, "architectures", None) or [""])[0]
     own_code = getattr(config, "auto_map", None) or {}
@@ -194,7 +210,7 @@ def _release(last: Callable[[], Any], device: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own bars and load reports, which say what we say."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

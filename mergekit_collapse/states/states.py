@@ -36,6 +36,32 @@ class SpaceStates:
 
 
 @dataclass(frozen=True)
+class LayerStatistics:
+    """How much a model's activations after one layer spread, over probes and positions.
+
+    Attributes:
+        variance: mean over features of the variance, in squared units of the states.
+        effective_rank: exp of the entropy of the covariance's normalised eigenvalues.
+    """
+
+    variance: float
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    """One model after every layer, from 0 (the embeddings) to L (after the final norm).
+
+    Attributes:
+        pooled: per layer, a row for each probe; ``tokens`` are pooled by their mean here.
+        statistics: per layer.
+    """
+
+    pooled: tuple[Float32[np.ndarray, "probe feature"], ...]
+    statistics: tuple[LayerStatistics, ...]
+
+
+@dataclass(frozen=True)
 class States:
     """Every measured space, and how it was measured.
 
@@ -46,6 +72,7 @@ class States:
         device: where the forward passes ran, such as ``cpu`` or ``cuda:0``.
         dtype: the precision of the forward passes, such as ``bfloat16``.
         engine: how the weights were brought in, such as ``whole-model``.
+        layers: of each expert, where they were asked for, else empty.
     """
 
     models: tuple[str, ...]
@@ -56,3 +83,4 @@ class States:
     device: str
     dtype: str
     engine: str
+    layers: tuple[ModelLayers, ...] = ()

@@ -1,0 +1,162 @@
+"""A model run a layer at a time for all batches, with weights that are handed in."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
+from mergekit_collapse.states.batching import Batch
+from mergekit_collapse.states.dry_forward import LayerCall
+from mergekit_collapse.states.forward import Outputs, answers_in, captured, head_sees_only
+from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.skeleton import Skeleton, kept_precisions
+from mergekit_collapse.states.tensor_stages import TensorStages
+
+_MEND = "check that the model runs in transformers by itself"
+
+
+class LayeredModel:
+    """transformers' own model, of which never more than one stage's weights are in memory.
+
+    ``embed``, ``layer`` 1 to L and ``head`` are called once each in this order, with every
+    iterator used up before the next call. Each may be given the tensors of other stages too;
+    it does not read them. A stage's tensors are let go of when its last batch is done, but
+    for embeddings that the head shares: those are held as they were given.
+
+    Args:
+        config: of transformers.
+        options: device and precision of the forward passes.
+        where: which model, the beginning of every message.
+        batches: all that are to be run, at least one; the states of one layer are held for each.
+        answers: whether ``head`` is to give log-probabilities.
+
+    Attributes:
+        depth: L, the number of layers.
+
+    Raises:
+        EvaluationError: transformers knows no such architecture.
+        NotLayeredError: the model is not a stack of layers that can be run apart.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        options: LoadOptions,
+        where: str,
+        batches: Sequence[Batch],
+        answers: bool,
+    ) -> None:
+        self._where, self._batches, self._answers = where, tuple(batches), answers
+        self._skeleton = skeleton = Skeleton(config, options, where, self._batches[0], answers)
+        self._device = torch.device(options.device)
+        self._precisions = kept_precisions(skeleton.model, options.dtype)
+        self._stages = TensorStages(skeleton.model, skeleton.stack, skeleton.depth, skeleton.early)
+        # How many further items a layer returns, -1 for a bare tensor.
+        self._extra = 0 if skeleton.in_tuple else -1
+        self.depth = skeleton.depth
+        self._next: int | None = 0
+        self._shared: dict[str, torch.Tensor] = {}
+        self._states: list[torch.Tensor] = []
+        self._calls: list[list[LayerCall]] = []
+
+    def stage_of(self, tensor_name: str) -> int | None:
+        """0 for the embeddings, k for layer k, L + 1 for norm and head, None for no place."""
+        return self._stages.stage_of(tensor_name)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Tensors that a checkpoint with these names lacks; tied ones are not missing."""
+        return self._stages.missing(names)
+
+    def vocabulary_of(self, tensors: Mapping[str, torch.Tensor]) -> int | None:
+        """Rows of the token embeddings among these tensors, None if they are not there."""
+        return self._stages.embedding_rows(tensors)
+
+    def embed(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Per batch its number and transformers' ``hidden_states[0]``.
+
+        Raises:
+            EvaluationError: a tensor is missing or of another shape, or the model fails.
+        """
+        given = self._take(0, tensors)
+        self._shared = {name: given[name] for name in given if name in self._stages.shared}
+        self._states, self._calls = [], []
+        return self._embedded(self._placed(given))
+
+    def layer(
+        self, k: int, tensors: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Per batch its number and what layer k returns: ``hidden_states[k]`` for k < L.
+
+        Raises:
+            EvaluationError: a tensor is missing or of another shape, or the model fails.
+        """
+        prefix = f"{self._skeleton.stack}.{k - 1}."
+        given = self._placed(self._take(k, tensors))
+        return self._run(k, {name.removeprefix(prefix): t for name, t in given.items()})
+
+    def head(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, Outputs]]:
+        """Per batch its number, ``last_hidden_state`` and the answers, as ``forward`` gives them.
+
+        Raises:
+            EvaluationError: a tensor is missing or of another shape, or the model fails.
+        """
+        given = self._take(self.depth + 1, tensors)
+        placed = self._placed({**self._shared, **given})
+        self._shared = {}
+        return self._finished({**self._skeleton.stand_ins(), **placed})
+
+    def _take(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._next != stage:
+            due = "a stage that is not used up" if self._next is None else f"stage {self._next}"
+            raise RuntimeError(f"{self._where}: stage {stage} was asked for, but {due} is due")
+        return self._stages.pick(stage, tensors, self._shared, self._where)
+
+    def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # detach, since functional_call would hand a parameter's gradients on.
+        return {
+            name: tensor.detach().to(self._device, self._precisions.get(name, tensor.dtype))
+            for name, tensor in tensors.items()
+        }
+
+    def _embedded(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        self._next = None
+        for number, batch in enumerate(self._batches):
+            with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
+                hidden, calls = self._skeleton.record(tensors, batch, self._skeleton.in_tuple)
+            self._states.append(hidden)
+            self._calls.append(calls)
+            yield number, hidden
+        self._next = 1
+
+    def _run(self, k: int, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        self._next = None
+        for number, calls in enumerate(self._calls):
+            with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
+                output = calls[k - 1].run(
+                    self._skeleton.layers[k - 1], tensors, self._states[number]
+                )
+                self._extra = len(output) - 1 if isinstance(output, tuple) else -1
+                hidden = output[0] if isinstance(output, tuple) else output
+                if hidden.shape != self._states[number].shape:
+                    raise EvaluationError(f"{self._where}: layer {k} gives no state per position")
+            self._states[number] = hidden
+            yield number, hidden
+        self._next = k + 1
+
+    def _finished(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, Outputs]]:
+        self._next = None
+        for number, batch in enumerate(self._batches):
+            hidden = self._states[number]
+            with (
+                told_as_evaluation_error(self._where, _MEND),
+                torch.inference_mode(),
+                captured(self._skeleton.model) as outputs,
+                head_sees_only(self._skeleton.model, batch, self._device, self._answers) as seen,
+            ):
+                output = self._skeleton.finish(tensors, batch, hidden, self._extra)
+                answers = answers_in(output.logits, batch, seen) if self._answers else None
+                last = outputs[-1].last_hidden_state
+            yield number, Outputs((last,), answers)
+        self._next = self.depth + 2

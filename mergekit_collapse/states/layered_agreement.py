@@ -1,0 +1,77 @@
+"""Whether running a model layer by layer gives what the whole gives."""
+
+from typing import Any
+
+import torch
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.states.batching import Batch
+from mergekit_collapse.states.dry_forward import NotLayeredError
+from mergekit_collapse.states.forward import Outputs, forward, has_language_head
+from mergekit_collapse.states.layered import LayeredModel
+from mergekit_collapse.states.loader import LoadOptions
+
+
+def agrees_with_whole(
+    whole_model: Any, config: Any, options: LoadOptions, where: str, batch: Batch
+) -> str | None:
+    """Run one batch both ways with a whole model's own tensors.
+
+    In float32 every state and every log-probability must be the same number. In a lower
+    precision ‖layered − whole‖ ≤ ε ‖whole‖ must hold for the states of each layer, ε being
+    the precision's own (bfloat16: 2⁻⁷), as it must for the log-probabilities.
+
+    Args:
+        whole_model: on ``options.device`` in ``options.dtype``.
+        batch: a small one, of several sequences of different lengths.
+
+    Returns:
+        None where they agree, else the reason, to follow "because".
+    """
+    try:
+        return _difference(whole_model, config, options, where, batch)
+    except (NotLayeredError, EvaluationError) as error:
+        return str(error)
+
+
+def _difference(
+    whole_model: Any, config: Any, options: LoadOptions, where: str, batch: Batch
+) -> str | None:
+    answers = has_language_head(whole_model)
+    layered = LayeredModel(config, options, where, [batch], answers)
+    depth = layered.depth
+    whole = forward(whole_model, batch, range(depth + 1), depth, answers)
+    # A stage at a time, the tensors of other stages are not read.
+    tensors = whole_model.state_dict()
+    epsilon = 0.0 if options.dtype == torch.float32 else torch.finfo(options.dtype).eps
+    for _, states in layered.embed(tensors):
+        if not _same(states, whole.hidden[0], epsilon):
+            return "its embeddings differ from those of the whole model"
+    for k in range(1, depth + 1):
+        for _, states in layered.layer(k, tensors):
+            # The last is compared after the norm, which is where the whole gives it.
+            if k < depth and not _same(states, whole.hidden[k], epsilon):
+                return f"its states after layer {k} differ from those of the whole model"
+    for _, outputs in layered.head(tensors):
+        return _end_difference(outputs, whole, epsilon)
+    return "it gives no states"
+
+
+def _end_difference(outputs: Outputs, whole: Outputs, epsilon: float) -> str | None:
+    if not _same(outputs.hidden[0], whole.hidden[-1], epsilon):
+        return "its states after the last layer differ from those of the whole model"
+    if outputs.answers is None or whole.answers is None:
+        return None
+    if not _same(outputs.answers, whole.answers, epsilon):
+        return "its answers differ from those of the whole model"
+    return None
+
+
+def _same(layered: torch.Tensor, whole: torch.Tensor, epsilon: float) -> bool:
+    if layered.shape != whole.shape:
+        return False
+    if not epsilon:
+        return torch.equal(layered, whole)
+    difference = torch.linalg.vector_norm(layered.double() - whole.double())
+    # NaN is not within any distance.
+    return bool(difference <= epsilon * torch.linalg.vector_norm(whole.double()))

@@ -1,0 +1,69 @@
+"""One model's states after every layer, gathered batch by batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mergekit_collapse.shapes import Float32
+from mergekit_collapse.states import storage
+from mergekit_collapse.states.batching import Batch
+from mergekit_collapse.states.layer_statistics import ActivationSample
+from mergekit_collapse.states.pooling import Pooling, pool
+from mergekit_collapse.states.states import LayerStatistics, ModelLayers
+
+
+class LayerProfile:
+    """Fills up a ``ModelLayers``; layers come in any order, a layer's batches one by one.
+
+    Args:
+        depth: L, the layers of the model.
+        probe_count: P.
+        pooling: of the recipe.
+        batches: all that are to come, which fix the positions that are sampled.
+    """
+
+    def __init__(
+        self, depth: int, probe_count: int, pooling: Pooling, batches: Sequence[Batch]
+    ) -> None:
+        self._pooling: Pooling = "mean" if pooling == "tokens" else pooling
+        self._depth, self._probe_count, self._batches = depth, probe_count, batches
+        self._pooled: Float32[np.ndarray, "layer probe feature"] | None = None
+        self._samples: dict[int, ActivationSample] = {}
+        self._statistics: dict[int, LayerStatistics] = {}
+
+    def add(self, layer: int, batch: Batch, hidden: Any) -> bool:
+        """Take the states of one batch after one layer, (sequence, position, feature).
+
+        Returns:
+            Whether all pooled states are finite.
+        """
+        hidden = hidden.float()
+        pooled = pool(hidden, batch.pooled.to(hidden.device), self._pooling).cpu().numpy()
+        if self._pooled is None:
+            shape = (self._depth + 1, self._probe_count, pooled.shape[1])
+            self._pooled = storage.zeros(shape, "the states after every layer")
+        if layer not in self._samples:
+            self._samples[layer] = ActivationSample(self._batches)
+        self._pooled[layer, list(batch.probes)] = pooled
+        self._samples[layer].add(hidden, batch)
+        return bool(np.isfinite(pooled).all())
+
+    def add_all(self, batch: Batch, hidden: Sequence[Any]) -> None:
+        """Take the states of one batch after every layer."""
+        for layer, states in enumerate(hidden):
+            self.add(layer, batch, states)
+
+    def close(self, layer: int) -> tuple[Float32[np.ndarray, "probe feature"], LayerStatistics]:
+        """The states of a layer of which every batch was added, and their spread."""
+        assert self._pooled is not None
+        self._statistics[layer] = found = self._samples.pop(layer).statistics()
+        return self._pooled[layer], found
+
+    def layers(self) -> ModelLayers:
+        """The finished record, after every layer was given all its batches."""
+        assert self._pooled is not None
+        for layer in list(self._samples):
+            self.close(layer)
+        numbers = range(self._depth + 1)
+        return ModelLayers(tuple(self._pooled), tuple(self._statistics[k] for k in numbers))
