@@ -29,6 +29,7 @@ ROOMS = {
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
         merging_difficulty grouping resampling own_task geometry
     """,
+    "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict": "",
     "report": "report geometry_document document terminal",
     "formats": "card",
