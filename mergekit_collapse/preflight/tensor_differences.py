@@ -15,7 +15,7 @@ from mergekit_collapse.recipe.groups import Group
 Shapes = Mapping[str, tuple[int, ...] | None]
 
 # Buffers that older transformers saved and newer ones compute.
-_BUFFERS = ("inv_freq", "masked_bias", "attn.bias", "position_ids", "num_batches_tracked")
+_BUFFERS = ("inv_freq", "masked_bias", ".attn.bias", "position_ids", "num_batches_tracked")
 # Left out of a file where they are tied to the input embedding.
 _TIED = (
     "lm_head.weight",
