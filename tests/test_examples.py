@@ -1,5 +1,6 @@
 """The recipes under examples/ are valid, and the commented one shows the defaults."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,14 @@ import yaml
 from mergekit.config import MergeConfiguration
 
 from mergekit_collapse.recipe.recipe import build_recipe, read_recipe
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, ProbesBlock
+from mergekit_collapse.recipe.schema import (
+    BudgetBlock,
+    CompatBlock,
+    EvaluateBlock,
+    MonitorBlock,
+    ProbesBlock,
+    TaskBlock,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "yaml"
 
@@ -33,7 +41,10 @@ def test_the_commented_example_shows_every_key_with_its_default():
     for keys, model in (
         (block, CompatBlock),
         (block["probes"], ProbesBlock),
+        ({}, TaskBlock),
         (block["budget"], BudgetBlock),
+        (block["monitor"], MonitorBlock),
+        (block["evaluate"], EvaluateBlock),
     ):
         for key in model.model_fields:
-            assert key in keys or f"# {key}:" in text
+            assert key in keys or re.search(rf"^ *# +(- )?{key}:", text, re.MULTILINE), key

@@ -13,7 +13,10 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 # The map of the house: rooms from front door to back, and inside a room likewise.
 ROOMS = {
     "": "errors shapes switch karcher merge_methods findings foreign_errors",
-    "recipe": "schema validation compat_source text context groups recipe coefficients",
+    "recipe": """
+        schema validation compat_source text context groups recipe source_layers
+        coefficients
+    """,
     "preflight": """
         tensor_headers hub_repository model_source checkpoint weight_files model_config
         tokenizer_files adapter_files model_facts tokenizers_agree merge_rules

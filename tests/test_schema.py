@@ -60,6 +60,34 @@ def test_an_empty_block_is_the_default_block(empty):
         ({"bud\n\x1b[31mget": 1}, r"compat.'bud\n\x1b[31mget': unknown key"),
         ({"probes": {"seed": -1}}, "compat.probes.seed: input should be greater than or equal"),
         ({"report": "a\0b"}, "compat.report: holds a NUL character"),
+        ({"monitr": False}, "compat.monitr: unknown key; did you mean 'monitor'?"),
+        ({"monitor": {"stop": 1}}, "compat.monitor.stop: unknown key; did you mean 'stop_at'?"),
+        ({"monitor": {"stop_at": 0}}, "compat.monitor.stop_at: input should be greater than 0"),
+        ({"monitor": {"stop_at": math.nan}}, "compat.monitor.stop_at: input should be a finite"),
+        ({"monitor": {"stop_at": True}}, "compat.monitor.stop_at: a number is expected"),
+        (
+            {"monitor": {"enabled": False, "stop_at": 1}},
+            "compat.monitor: stop_at needs the monitor",
+        ),
+        ({"monitor": None}, "compat.monitor: input should be a valid mapping (got null)"),
+        ({"monitor": 1}, "compat.monitor: input should be a valid mapping"),
+        ({"monitor": {"enabled": "yes"}}, "compat.monitor.enabled: input should be a valid bool"),
+        (
+            {"evaluate": {"max_distorsion": 1}},
+            "compat.evaluate.max_distorsion: unknown key; did you mean 'max_distortion'?",
+        ),
+        ({"evaluate": {"max_distortion": -1}}, "compat.evaluate.max_distortion: input should be"),
+        ({"evaluate": {"max_merging_loss": math.inf}}, "compat.evaluate.max_merging_loss"),
+        ({"evaluate": {"min_variance_ratio": 1.5}}, "compat.evaluate.min_variance_ratio"),
+        ({"evaluate": {"min_rank_ratio": -0.5}}, "compat.evaluate.min_rank_ratio"),
+        ({"evaluate": {"on_collapse": "abort"}}, "on_collapse: input should be 'reject' or 'warn'"),
+        ({"evaluate": {"lm_eval": [""]}}, "compat.evaluate.lm_eval[0]: string should have"),
+        ({"evaluate": {"lm_eval": ["a\0"]}}, "compat.evaluate.lm_eval[0]: holds a NUL character"),
+        ({"rehearse": True}, "compat.rehearse: input should be 'auto', 'always' or 'never'"),
+        ({"rehearse": "sometimes"}, "compat.rehearse: input should be 'auto', 'always' or 'never'"),
+        ({"log_to": "wandbe"}, "compat.log_to[0]: input should be 'tensorboard', 'wandb'"),
+        ({"log_to": None}, "compat.log_to: input should be a valid list (got null)"),
+        ({"cache": "no"}, "compat.cache: input should be a valid boolean"),
     ],
 )
 def test_a_mistake_is_told_with_its_path(value, told):
@@ -79,13 +107,20 @@ def test_a_mistake_is_told_with_its_path(value, told):
         ({"text": "{}"}, "text: '{}' has no field"),
         ({"model": ""}, "model: string should have at least 1 character"),
         ({"data": "a\0.txt"}, "data: holds a NUL character"),
+        ({"target": "{label}", "choices": ["good"]}, "choices: list should have at least 2 items"),
+        ({"target": "{label}", "choices": "good"}, "choices: input should be a valid list"),
+        ({"target": "{label}", "choices": ["good", " "]}, "choices[1]: a choice is a text"),
+        ({"target": "{label}", "choices": [1, 2]}, "choices[0]: input should be a valid string"),
+        ({"target": "{label}", "choices": ["good", " good"]}, ": a choice stands twice"),
+        ({"choices": ["good", "bad"]}, ": choices without target"),
     ],
 )
 def test_a_task_that_cannot_be_read_is_told(change, told):
     task = {"name": "a", "data": "a.txt", **change}
     with pytest.raises(InvalidRecipeError) as caught:
         parse_compat({"probes": {"tasks": [task]}})
-    assert f"compat.probes.tasks[0].{told}" in str(caught.value)
+    where = "compat.probes.tasks[0]" + ("" if told.startswith(":") else ".")
+    assert f"{where}{told}" in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once():
@@ -101,3 +136,42 @@ def test_two_tasks_of_one_name_are_refused():
 
 def test_one_space_may_stand_without_brackets():
     assert parse_compat({"space": "hidden"}).space == ("hidden",)
+
+
+def test_a_switch_may_stand_for_its_block():
+    off = parse_compat({"monitor": False, "evaluate": False})
+    assert (off.monitor.enabled, off.evaluate.enabled) == (False, False)
+    assert parse_compat({"monitor": True, "evaluate": True}) == CompatBlock()
+    # The limits are kept: a rehearsal is judged by them too.
+    assert off.evaluate.max_distortion == CompatBlock().evaluate.max_distortion
+
+
+def test_what_is_looked_at_after_the_merge():
+    block = parse_compat({})
+    assert (block.rehearse, block.monitor.enabled, block.monitor.stop_at) == ("auto", True, None)
+    limits = block.evaluate
+    assert (limits.enabled, limits.on_collapse, limits.lm_eval) == (True, "reject", ())
+    assert (limits.max_distortion, limits.max_merging_loss) == (0.5, 20)
+    assert (limits.min_variance_ratio, limits.min_rank_ratio) == (0.5, 0.5)
+    assert (block.log_to, block.cache) == ((), True)
+    # A default is not validated, and what reads a limit expects a float.
+    assert isinstance(limits.max_merging_loss, float)
+
+
+@pytest.mark.parametrize(
+    "limit", ["max_distortion", "max_merging_loss", "min_variance_ratio", "min_rank_ratio"]
+)
+def test_each_limit_of_the_merged_model_may_be_null(limit):
+    block = parse_compat({"evaluate": {limit: None}})
+    assert getattr(block.evaluate, limit) is None
+
+
+def test_one_tracker_and_one_harness_task_may_stand_without_brackets():
+    block = parse_compat({"log_to": "mlflow", "evaluate": {"lm_eval": "arc_easy"}})
+    assert (block.log_to, block.evaluate.lm_eval) == (("mlflow",), ("arc_easy",))
+
+
+def test_choices_are_kept_as_they_are_written():
+    task = {"name": "a", "data": "a.txt", "target": "{label}", "choices": ["no", " yes"]}
+    (read,) = parse_compat({"probes": {"tasks": [task]}}).probes.tasks
+    assert read.choices == ("no", " yes")

@@ -59,11 +59,26 @@ def _template(value: str) -> str:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """``monitor: false`` says as much as ``monitor: {enabled: false}``."""
+    return {"enabled": value} if isinstance(value, bool) else value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError(f"a choice is a text that the model could answer, got {value!r}")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_reject_boolean)]
 Flag = Annotated[bool, Field(strict=True)]
 Path = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Template = Annotated[str, AfterValidator(_template)]
+LmEvalTask = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Choice = Annotated[str, AfterValidator(_not_blank)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 SpaceName = Literal["hidden", "predictive"]
 
 
@@ -80,6 +95,7 @@ class TaskBlock(_Block):
     split: Annotated[str, Field(min_length=1)] | None = None
     text: Template = "{text}"
     target: Template | None = None
+    choices: Annotated[tuple[Choice, ...], Field(min_length=2)] | None = None
 
     @field_validator("name")
     @classmethod
@@ -97,6 +113,16 @@ class TaskBlock(_Block):
                 'name one in braces, such as "{text}"'
             )
         return text
+
+    @model_validator(mode="after")
+    def _choices_are_of_a_target(self) -> "TaskBlock":
+        if self.choices is None:
+            return self
+        if self.target is None:
+            raise ValueError("choices without target: say which field of a row holds the answer")
+        if len({choice.strip() for choice in self.choices}) != len(self.choices):
+            raise ValueError(f"a choice stands twice in {list(self.choices)}; name each once")
+        return self
 
 
 class ProbesBlock(_Block):
@@ -142,6 +168,31 @@ class BudgetBlock(_Block):
         return self
 
 
+class MonitorBlock(_Block):
+    """Whether the merged layers are run on the probes as they appear, and where that ends it."""
+
+    enabled: Flag = True
+    stop_at: Annotated[Number, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _something_to_stop(self) -> "MonitorBlock":
+        if self.stop_at is not None and not self.enabled:
+            raise ValueError("stop_at needs the monitor; remove enabled: false")
+        return self
+
+
+class EvaluateBlock(_Block):
+    """What the merged model is held against. Null switches a limit off."""
+
+    enabled: Flag = True
+    max_distortion: Annotated[Number, Field(ge=0)] | None = 0.5
+    max_merging_loss: Annotated[Number, Field(ge=0)] | None = 20.0
+    min_variance_ratio: Share | None = 0.5
+    min_rank_ratio: Share | None = 0.5
+    on_collapse: Literal["reject", "warn"] = "reject"
+    lm_eval: Annotated[tuple[LmEvalTask, ...], BeforeValidator(_listed)] = ()
+
+
 class CompatBlock(_Block):
     """The whole block. ``compat: {}`` is valid: every key has a default."""
 
@@ -156,8 +207,13 @@ class CompatBlock(_Block):
     pooling: Literal["mean", "last_token", "tokens"] = "mean"
     scale: Literal["variance", "rms", "unit", "none"] = "variance"
     budget: BudgetBlock = BudgetBlock()
+    rehearse: Literal["auto", "always", "never"] = "auto"
     on_violation: Literal["abort", "warn"] = "abort"
+    monitor: Annotated[MonitorBlock, BeforeValidator(_switch)] = MonitorBlock()
+    evaluate: Annotated[EvaluateBlock, BeforeValidator(_switch)] = EvaluateBlock()
     report: Path | None = None
+    log_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    cache: Flag = True
 
     @model_validator(mode="after")
     def _budget_is_measurable(self) -> "CompatBlock":

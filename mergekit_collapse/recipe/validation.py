@@ -8,7 +8,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, ProbesBlock, TaskBlock
+from mergekit_collapse.recipe.schema import (
+    BudgetBlock,
+    CompatBlock,
+    EvaluateBlock,
+    MonitorBlock,
+    ProbesBlock,
+    TaskBlock,
+)
 
 
 def parse_compat(value: Any) -> CompatBlock:
@@ -63,9 +70,14 @@ def _in_yaml(value: Any) -> str:
 
 
 _INSTANCE = re.compile(r" or instance of \w+$")
-_YAML_WORDS = {"dictionary": "mapping", "tuple": "list", "Field required": "this key is missing"}
+_YAML_WORDS = {
+    **{"dictionary": "mapping", "tuple": "list", "Tuple": "List"},
+    "Field required": "this key is missing",
+}
 _BLOCK_OF: dict[str | int, type[BaseModel]] = {
     "probes": ProbesBlock,
     "tasks": TaskBlock,
     "budget": BudgetBlock,
+    "monitor": MonitorBlock,
+    "evaluate": EvaluateBlock,
 }
