@@ -25,14 +25,21 @@ class InvalidRecipeError(CompatError):
     exit_code = 2
 
 
-class MergeRefusedError(CompatError):
-    """The merge was measured and is over a limit of its ``compat:`` block.
-
-    ``report`` is the ``Report`` that says so.
-    """
-
-    exit_code = 3
+class _ReportedError(CompatError):
+    """``report`` is the ``Report`` that says why."""
 
     def __init__(self, message: str, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class MergeRefusedError(_ReportedError):
+    """The merge was measured and is over a limit of its ``compat:`` block."""
+
+    exit_code = 3
+
+
+class MergeRejectedError(_ReportedError):
+    """The merge was made, as far as it came, and the merged model is over a limit."""
+
+    exit_code = 4

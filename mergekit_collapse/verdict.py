@@ -13,6 +13,17 @@ from mergekit_collapse.geometry.own_task import OwnTask
 from mergekit_collapse.recipe.schema import BudgetBlock
 
 Decision = Literal["allow", "warn", "refuse"]
+Rule = Literal[
+    "distortion",
+    "mds",
+    "max_distortion",
+    "max_merging_loss",
+    "min_variance_ratio",
+    "min_rank_ratio",
+    "stop_at",
+    "finite",
+    "check",
+]
 
 
 @dataclass(frozen=True)
@@ -20,23 +31,26 @@ class Reason:
     """One limit that is passed.
 
     Attributes:
-        rule: the limit's key in the budget, ``distortion`` or ``mds``.
+        rule: the limit's key in the block: ``distortion`` or ``mds`` of the budget, one of
+            ``evaluate``, ``monitor.stop_at``; or ``check`` and ``finite``, which have no key.
         reading: what was held against it, such as ``ball, hidden space``.
         subject: the experts or the task that it is about.
-        value: the reading; None where it is infinite, with ``value_reason``.
-        limit: the recipe's.
+        value: the reading; None where it is no finite number, with ``value_reason``.
+        limit: the recipe's; None for ``check`` and ``finite``, which pass or fail.
         advice: what the user could do.
     """
 
-    rule: Literal["distortion", "mds"]
+    rule: Rule
     reading: str
     subject: str
     value: float | None
     value_reason: str | None
-    limit: float
+    limit: float | None
     advice: str
 
     def __str__(self) -> str:
+        if self.limit is None:
+            return f"{self.subject}: {self.reading}. {self.advice}"
         shown = self.value_reason if self.value is None else f"{self.value:.3g}"
         over = f"{self.rule} of {self.subject} ({self.reading}) is {shown}, limit {self.limit:g}."
         return f"{over} {self.advice}"
@@ -100,6 +114,24 @@ def deciding_distortion(geometry: Geometry, budget: BudgetBlock, names: Sequence
         EvaluationError: as ``judge``.
     """
     return max(value for _, value, _ in _readings(geometry, budget, np.inf, names))
+
+
+def is_borderline(geometry: Geometry, budget: BudgetBlock) -> bool:
+    """Whether the limit lies within the interval of the reading that is held against it."""
+    if budget.distortion is None:
+        return False
+    pooled, own, share = geometry.confidence, geometry.own_task, 1.0
+    if budget.over == "own_task":
+        found = own.predicted_interval if budget.rule == "weights" else own.minimax_interval
+    elif budget.rule == "corollary":
+        found = pooled.diameter_squared
+        # The corollary is this multiple of Δ².
+        share = geometry.dimension / (2 * (geometry.dimension + 1))
+    else:
+        found = pooled.predicted_worst if budget.rule == "weights" else pooled.ball_radius_squared
+    low, high = found.low, found.high
+    # An interval that is not known says nothing for sure.
+    return low is None or high is None or low * share <= budget.distortion <= high * share
 
 
 def _readings(

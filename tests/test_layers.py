@@ -30,7 +30,7 @@ ROOMS = {
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
-        merging_difficulty grouping resampling own_task geometry
+        merging_difficulty grouping resampling own_task geometry measured layer_reading
     """,
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict": "",
