@@ -12,7 +12,7 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 
 # The map of the house: rooms from front door to back, and inside a room likewise.
 ROOMS = {
-    "": "errors shapes switch karcher merge_methods findings foreign_errors",
+    "": "errors shapes switch karcher merge_methods findings foreign_errors cache_folder",
     "recipe": """
         schema validation compat_source text context groups recipe source_layers
         coefficients
@@ -34,6 +34,10 @@ ROOMS = {
     """,
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict": "",
+    "evaluation": """
+        scoring_set scoring merging_loss own_scores expert_scores merged_files generation
+        smoke lm_eval_tasks lm_eval_process harness evaluation judgement
+    """,
     "report": "report geometry_document document terminal",
     "formats": "card",
     "assessment staging gate click_errors mergekit_hook": "",

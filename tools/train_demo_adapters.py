@@ -18,8 +18,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.demo.scores import CHOICES, Row
-from mergekit_collapse.demo.smollm2 import BASE_NAME, cache_folder, ensure_base
+from mergekit_collapse.demo.smollm2 import BASE_NAME, ensure_base
 
 DEMO = Path(__file__).parents[1] / "mergekit_collapse" / "demo"
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

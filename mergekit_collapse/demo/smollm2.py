@@ -51,11 +51,6 @@ KNOWN_ENCODINGS: dict[str, tuple[int, ...]] = {
 beyond ASCII."""
 
 
-def cache_folder() -> Path:
-    """The folder of this package in the user's cache, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mergekit-collapse"
-
-
 def ensure_base(cache_dir: Path) -> Path:
     """Return the base as a model folder (bfloat16 safetensors and tokenizer), made if needed.
 

@@ -1,6 +1,7 @@
 """Probes as token ids, the same for every model of one recipe."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def tokenize(
     Raises:
         EvaluationError: a probe has no tokens.
     """
-    encode = _Encoder(tokenizer, max_tokens, encoder_decoder)
+    encode = ProbeEncoder(tokenizer, max_tokens, encoder_decoder)
     probes = []
     for probe in probe_set.probes:
         encoded = encode(probe)
@@ -64,8 +65,8 @@ def tokenize(
     return TokenizedProbes(tuple(probes), tasks, digest.hexdigest())
 
 
-class _Encoder:
-    """One tokenizer's way with a probe."""
+class ProbeEncoder:
+    """One tokenizer's way with a probe, as ``tokenize`` says it."""
 
     def __init__(self, tokenizer: Any, max_tokens: int, encoder_decoder: bool) -> None:
         self.tokenizer = tokenizer
@@ -74,17 +75,21 @@ class _Encoder:
         self.encoder_decoder = encoder_decoder
 
     def __call__(self, probe: Probe) -> TokenizedProbe:
-        prompt: list[int] = self.tokenizer(probe.prompt)["input_ids"]
-        target: list[int] = []
         if probe.target is not None:
-            target = self._target(probe.prompt, probe.target)[: self.max_tokens // 2]
-            if not self.encoder_decoder:
-                # The answer would be read after a </s> that training never puts there.
-                while prompt and prompt[-1] in self.special:
-                    prompt.pop()
-        return TokenizedProbe(
-            tuple(self._cut(prompt, self.max_tokens - len(target))), tuple(target)
-        )
+            return self.with_each(probe.prompt, [probe.target])[0]
+        prompt: list[int] = self.tokenizer(probe.prompt)["input_ids"]
+        return TokenizedProbe(tuple(self._cut(prompt, self.max_tokens)), ())
+
+    def with_each(self, prompt: str, targets: Sequence[str]) -> tuple[TokenizedProbe, ...]:
+        """The prompt before each target, cut alike for all: room is left for the longest."""
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        ends = [tuple(self._target(prompt, t)[: self.max_tokens // 2]) for t in targets]
+        if not self.encoder_decoder:
+            # The answer would be read after a </s> that training never puts there.
+            while ids and ids[-1] in self.special:
+                ids.pop()
+        kept = tuple(self._cut(ids, self.max_tokens - max(map(len, ends))))
+        return tuple(TokenizedProbe(kept, end) for end in ends)
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         excess = len(ids) - room

@@ -1,0 +1,156 @@
+"""Task files for EleutherAI's lm-eval that lie beside a recipe: found, and seen to be mere data.
+
+A task file of lm-eval can name Python code in several ways. Such a file comes with a recipe,
+perhaps a stranger's, so that what runs code needs the same consent as a model's own code.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergekit_collapse.errors import InvalidRecipeError
+
+_PLAIN = "tag:yaml.org,2002:"
+_PLAIN_TAGS = frozenset(
+    _PLAIN + kind
+    for kind in ("bool", "float", "int", "map", "merge", "null", "seq", "str", "timestamp")
+)
+# Keys under which lm-eval or datasets run code whatever the value is.
+_CODE_KEYS = frozenset({"class", "custom_dataset", "trust_remote_code"})
+_CONSENT = "read what it names, and give --trust-remote-code if you trust it"
+
+
+def local_path(task: str, folder: Path) -> Path | None:
+    """The task file or folder that an entry means; None where it is a name of lm-eval's own.
+
+    Args:
+        task: an entry of ``evaluate.lm_eval``.
+        folder: what relative paths are relative to.
+
+    Raises:
+        InvalidRecipeError: it can only be a path, and nothing is there.
+    """
+    path = folder / Path(task).expanduser()
+    meant = task.endswith((".yaml", ".yml")) or task.startswith((".", "/", "~"))
+    if meant or ("/" in task and path.exists()) or path.is_dir():
+        if not path.exists():
+            raise InvalidRecipeError(
+                f"compat.evaluate.lm_eval: {task}: no such task file or folder ({path}); paths are"
+                " relative to the folder of the recipe"
+            )
+        return path.resolve()
+    return None
+
+
+def task_files(path: Path) -> list[Path]:
+    """The task files of a folder, sorted, or the one file.
+
+    Raises:
+        InvalidRecipeError: a folder without any.
+    """
+    if path.is_file():
+        return [path]
+    # lm-eval looks for this suffix alone.
+    if not (files := sorted(path.rglob("*.yaml"))):
+        raise InvalidRecipeError(
+            f"compat.evaluate.lm_eval: {path} holds no task file; their names end in .yaml"
+        )
+    return files
+
+
+def require_data_only(files: Collection[Path], metrics: Collection[str]) -> None:
+    """Refuse task files that would run code when lm-eval reads or runs them.
+
+    That is a tag such as ``!function``, a ``class:``, a data set with a script of its own, and
+    a metric that lm-eval does not have, since it would fetch that as a script. What a file
+    includes is read too.
+
+    Args:
+        metrics: the names of those that lm-eval has.
+
+    Raises:
+        InvalidRecipeError: names the file, the line and what would run.
+    """
+    waiting, seen = list(files), set[Path]()
+    while waiting:
+        path = waiting.pop().resolve()
+        if path in seen:
+            continue
+        seen.add(path)
+        root = _read(path)
+        for node in _nodes(root):
+            _check_node(path, node, metrics)
+        for included in _values(root, "include"):
+            waiting.append(path.parent / Path(included).expanduser())
+
+
+def group_name(path: Path) -> str | None:
+    """The name of a group, which gathers tasks that are defined elsewhere; None for a task."""
+    return next(_values(_read(path), "group"), None)
+
+
+def _read(path: Path) -> yaml.Node | None:
+    where = f"compat.evaluate.lm_eval: {path}"
+    try:
+        # Nodes with their tags; nothing is constructed from them.
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InvalidRecipeError(
+            f"{where}: cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRecipeError(f"{where}: not YAML: {error}; mend the file") from error
+
+
+def _check_node(path: Path, node: yaml.Node, metrics: Collection[str]) -> None:
+    where = f"compat.evaluate.lm_eval: {path}: line {node.start_mark.line + 1}"
+    if node.tag not in _PLAIN_TAGS:
+        raise InvalidRecipeError(
+            f"{where}: {node.tag} {node.value if isinstance(node.value, str) else ''} would run"
+            f" Python code; {_CONSENT}"
+        )
+    for key in _keys(node, *_CODE_KEYS):
+        raise InvalidRecipeError(f"{where}: the key {key!r} would run Python code; {_CONSENT}")
+    for script in _values(node, "dataset_path"):
+        if script.endswith(".py"):
+            raise InvalidRecipeError(f"{where}: the data set {script} is a script; {_CONSENT}")
+    for flag in _values(node, "hf_evaluate"):
+        if flag.lower() not in ("false", "no", "off"):
+            raise InvalidRecipeError(f"{where}: hf_evaluate fetches a script; {_CONSENT}")
+    for metric in _values(node, "metric"):
+        if metric not in metrics:
+            raise InvalidRecipeError(
+                f"{where}: lm-eval has no metric {metric!r} and would look for a script of that"
+                f" name; correct it, or {_CONSENT}"
+            )
+
+
+def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
+    """Every node once; an alias is the very node that its anchor names."""
+    waiting, seen = [root] if root is not None else [], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+
+
+def _keys(node: yaml.Node | None, *names: str) -> Iterator[str]:
+    pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+    yield from (key.value for key, _ in pairs if key.value in names)
+
+
+def _values(node: yaml.Node | None, name: str) -> Iterator[str]:
+    """The scalars that stand under a key, alone or in a list."""
+    pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
+    for key, value in pairs:
+        if key.value == name:
+            listed = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            yield from (n.value for n in listed if isinstance(n, yaml.ScalarNode))
