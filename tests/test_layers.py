@@ -38,8 +38,15 @@ ROOMS = {
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation
         smoke lm_eval_tasks lm_eval_process harness evaluation judgement
     """,
-    "report": "report geometry_document document terminal",
+    "report": """
+        report geometry_document document terminal stored stored_geometry stored_evaluation
+        stored_report reader
+    """,
     "formats": "card",
+    "page": """
+        numerals palette seriation plane_map inline_svg charts map_chart verdict_view
+        meters space_view evaluation_view html
+    """,
     "assessment staging gate click_errors mergekit_hook": "",
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
