@@ -38,6 +38,8 @@ ROOMS = {
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation
         smoke lm_eval_tasks lm_eval_process harness evaluation judgement
     """,
+    "material finished_merge": "",
+    "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
         report geometry_document document terminal stored stored_geometry stored_evaluation
         stored_report reader
