@@ -4,14 +4,25 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeRejectedError
+from mergekit_collapse.evaluation.expert_scores import ExpertScores
+from mergekit_collapse.evaluation.harness import require_lm_eval
+from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.own_scores import open_own_scores
+from mergekit_collapse.evaluation.scoring_set import scoring_set
+from mergekit_collapse.finished_merge import evaluate_folder
+from mergekit_collapse.formats.tracking import require_trackers
 from mergekit_collapse.geometry.geometry import Geometry, measure
+from mergekit_collapse.material import Material
+from mergekit_collapse.parameters.parameter_conflict import base_of, parameter_conflict
 from mergekit_collapse.preflight.preflight import PreflightRequest, check_models
 from mergekit_collapse.preflight.tokenizers_agree import load_tokenizer
 from mergekit_collapse.probes.probes import gather_probes
@@ -20,6 +31,7 @@ from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.states.hidden_states import StateRequest, collect
+from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, choose_dtype
 from mergekit_collapse.states.states import SpaceStates
 from mergekit_collapse.verdict import ALLOW, judge
@@ -28,47 +40,84 @@ LOG = logging.getLogger(__name__)
 _LIBRARIES = ("mergekit", "torch", "transformers")
 
 
-def assess(recipe: Recipe, options: MergeOptions, *, merging: bool = False) -> Report:
-    """Measure a recipe's experts and judge the merge; nothing is merged or written.
+@dataclass(frozen=True)
+class Assessment:
+    """What is known before the merge.
+
+    Attributes:
+        report: with the verdict on the geometry.
+        material: the states behind it, where anything was measured.
+    """
+
+    report: Report
+    material: Material | None
+
+
+def assess(
+    recipe: Recipe,
+    options: MergeOptions,
+    *,
+    merging: bool = False,
+    profile: bool = False,
+    scores: bool = False,
+) -> Assessment:
+    """Measure a recipe's experts and judge their geometry; nothing is merged or written.
 
     Args:
         recipe: what is to be judged.
         options: MergeKit's own.
         merging: whether a merge follows, which needs more of ``options``.
+        profile: whether the experts' states after every layer are wanted, which a merged model's
+            layers are held against.
+        scores: whether each expert's score on its own task is wanted.
 
     Raises:
         InvalidRecipeError: the recipe or its block is wrong.
         EvaluationError: the models or probes cannot be measured.
     """
-    clock = _Clock()
+    clock = Clock()
+    require_trackers(recipe.compat.log_to)
+    if recipe.compat.evaluate.lm_eval:
+        require_lm_eval()
     with clock.stage("preflight"):
         preflight = check_models(_preflight_request(recipe, options, merging))
         preflight.raise_errors()
     versions = {"mergekit-collapse": __version__} | {n: metadata.version(n) for n in _LIBRARIES}
     if recipe.merges_nothing:
-        return Report(recipe, None, preflight, None, ALLOW, versions, clock.seconds)
+        report = Report(recipe, None, preflight, None, ALLOW, versions, clock.seconds)
+        return Assessment(report, None)
     coefficients = recipe_coefficients(recipe)
-    block = recipe.compat
+    block, load = recipe.compat, _load_options(options)
     with clock.stage("probes"):
         probe_set = gather_probes(block.probes, recipe.owners, recipe.folder)
-        tokenizer = load_tokenizer(preflight.tokenizer_model, **_hub(options))
         settings = preflight.facts[recipe.models[0]].settings
-        probes = tokenize(
-            probe_set,
-            tokenizer,
-            block.probes.max_tokens,
-            encoder_decoder=bool(settings.get("is_encoder_decoder")),
+        two_sided = bool(settings.get("is_encoder_decoder"))
+        tokenizer = load_tokenizer(preflight.tokenizer_model, **_hub(options))
+        most = block.probes.max_tokens
+        probes = tokenize(probe_set, tokenizer, most, encoder_decoder=two_sided)
+        scoring = scoring_set(
+            probe_set, _choices(recipe), tokenizer, most, encoder_decoder=two_sided
         )
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     with clock.stage("states"):
         layers = (block.layer,) if isinstance(block.layer, int) else block.layer
+        trial = LayeredTrial(recipe.models, probes, load)
+        own = ExpertScores(scoring, recipe.experts, load, open_own_scores(enabled=block.cache))
+
+        def also(index: int, model: Any) -> None:
+            if profile:
+                trial.visit(index, model)
+            if scores:
+                own.visit(index, model)
+
         states = collect(
             recipe.models,
             recipe.model_names,
             len(recipe.experts),
             probes,
-            StateRequest("predictive" in block.space, layers, block.pooling),
-            _load_options(options),
+            StateRequest("predictive" in block.space, layers, block.pooling, profile),
+            load,
+            also=also,
         )
     if block.budget.space == "predictive" and states.predictive is None:
         raise EvaluationError(
@@ -105,7 +154,80 @@ def assess(recipe: Recipe, options: MergeOptions, *, merging: bool = False) -> R
         predictive=predictive,
         predictive_reason=states.predictive_reason,
     )
-    return Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
+    report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
+    unlayered = trial.reason() if profile else "its layers were not asked for"
+    material = Material(
+        recipe=recipe,
+        options=load,
+        probes=probes,
+        states=states,
+        hidden=hidden,
+        predictive=predictive,
+        scoring=scoring,
+        own_scores=own,
+        unlayered=unlayered,
+    )
+    return Assessment(report, material)
+
+
+def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Report:
+    """Hold a finished merge against the limits of ``evaluate``; exit code 4 where it is over one.
+
+    Args:
+        recipe: what it was merged by.
+        merged: its folder.
+        options: MergeKit's own.
+
+    Raises:
+        InvalidRecipeError: the recipe or its block is wrong, or merges nothing.
+        EvaluationError: the experts cannot be measured, or not be compared with the merge.
+    """
+    if recipe.merges_nothing:
+        raise InvalidRecipeError(
+            "every slice of this recipe has one source, so there are no experts that the merge "
+            "could be held against"
+        )
+    assessment = assess(recipe, options, profile=True, scores=True)
+    report, material = assessment.report, assessment.material
+    assert material is not None
+    limits, budget = recipe.compat.evaluate, recipe.compat.budget
+    found = evaluate_folder(merged, material)
+    verdict = judge_merged(
+        found,
+        limits,
+        budget,
+        recipe.names,
+        exit_code=MergeRejectedError.exit_code,
+        warn_only=limits.on_collapse == "warn",
+    )
+    return replace(
+        report,
+        verdict=verdict,
+        evaluation=replace(found, verdict=verdict),
+        evaluation_reason=None,
+        monitor_reason="the merge was made before",
+        rehearsal_reason="the merge was made before",
+    )
+
+
+def with_parameters(report: Report, options: MergeOptions) -> Report:
+    """The report with the conflict of the experts' weights, or why it is undefined."""
+    recipe = report.recipe
+    try:
+        base = base_of(recipe.experts, recipe.base)
+    except EvaluationError as error:
+        return replace(report, parameters=None, parameters_reason=str(error))
+    found = parameter_conflict(
+        recipe.experts, recipe.names, base, progress=not options.quiet, **_hub(options)
+    )
+    return replace(report, parameters=found, parameters_reason=None)
+
+
+def _choices(recipe: Recipe) -> list[tuple[str, ...] | None]:
+    """Per task of the probe set, of which the shipped probes are the first."""
+    block = recipe.compat.probes
+    offered: list[tuple[str, ...] | None] = [task.choices for task in block.tasks]
+    return [None, *offered] if block.builtin else offered
 
 
 def _hub(options: MergeOptions) -> dict[str, Any]:
@@ -142,7 +264,7 @@ def _preflight_request(recipe: Recipe, options: MergeOptions, merging: bool) -> 
     )
 
 
-class _Clock:
+class Clock:
     """Seconds by stage."""
 
     def __init__(self) -> None:

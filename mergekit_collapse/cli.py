@@ -1,7 +1,5 @@
 """The command line: it parses, calls, prints and exits."""
 
-import errno
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,45 +9,28 @@ from mergekit.options import MergeOptions, add_merge_options
 
 from mergekit_collapse import __version__
 from mergekit_collapse.click_errors import at_the_edge
-from mergekit_collapse.doctor.doctor import diagnose
-from mergekit_collapse.errors import (
-    CompatError,
-    EvaluationError,
-    InvalidRecipeError,
-    MergeRefusedError,
+from mergekit_collapse.commands.options import (
+    RECIPE,
+    REPORT_FOLDER,
+    apply,
+    measuring_options,
+    report_files,
+    require_distinct,
+    writable,
 )
+from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
+from mergekit_collapse.doctor.doctor import diagnose
+from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
+from mergekit_collapse.formats.comparison import compare
 from mergekit_collapse.gate import check as check_recipe
+from mergekit_collapse.gate import evaluate as evaluate_merge
 from mergekit_collapse.gate import run as run_recipe
 from mergekit_collapse.report import terminal
-from mergekit_collapse.report.document import to_json
+from mergekit_collapse.report.reader import read_report
 from mergekit_collapse.report.report import Report
 
-# Of mergekit-yaml's options, those about devices, caches, trust and talk.
-_MEASURING = {
-    *("allow_crimes", "cuda", "device", "num_threads", "quiet", "transformers_cache"),
-    *("trust_remote_code", "unsafe_truncate_embeddings", "verbosity"),
-}
-_RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-
-
-def _writable(_ctx: click.Context, _param: click.Parameter, file: Any) -> Any:
-    """Said before the models are measured; the file is opened when there is something to write."""
-    if file is not None and file.name != "-":
-        path = Path(file.name)
-        place = path if path.exists() else path.absolute().parent
-        if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
-            raise click.BadParameter(f"{path} cannot be written; name a file in a folder that can")
-    return file
-
-
-_JSON = click.option(
-    "--json",
-    "json_file",
-    callback=_writable,
-    type=click.File("w", encoding="utf-8", lazy=True),
-    help="Also write the report to this file, or to standard output if -.",
-)
+_Folder = click.Path(path_type=Path)
 
 
 class _Group(click.Group):
@@ -67,85 +48,144 @@ class _Group(click.Group):
 def main() -> None:
     """Refuse doomed model merges: measure the experts of a MergeKit recipe before they are merged.
 
-    Exit codes: 0 allowed, 1 could not be evaluated, 2 invalid recipe or usage, 3 refused.
+    Exit codes: 0 allowed, 1 could not be evaluated, 2 invalid recipe or usage, 3 refused,
+    4 merged but rejected.
     """
 
 
-def _measuring_options(command: click.Command) -> click.Command:
-    """Keep the MergeKit options that matter where nothing is merged."""
-    unused = set(MergeOptions.model_fields) - _MEASURING
-    command.params = [param for param in command.params if param.name not in unused]
-    return command
+def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
+    if not options.quiet:
+        click.echo(terminal.readings(report), err=files.to_stdout)
+    click.echo(terminal.ending(report), err=files.to_stdout)
+    files.write(report)
 
 
-def _apply(options: MergeOptions) -> None:
-    try:
-        options.apply_global_options()
-    except RuntimeError as error:
-        raise InvalidRecipeError(f"--num-threads {options.num_threads}: {error}") from None
-
-
-def _write_json(file: Any, report: Report | None) -> None:
-    if file is None or report is None:
-        return
-    try:
-        file.write(to_json(report))
-        file.flush()
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # a reader that had enough; click ends quietly
-            raise
-        raise EvaluationError(
-            f"--json {file.name}: cannot be written: {error.strerror}; free the disk, or read "
-            f"{report.path}"
-        ) from None
-
-
-@_measuring_options
+@measuring_options
 @main.command()
-@_RECIPE
-@_JSON
-@click.option(
-    "--report", type=click.Path(path_type=Path), help="Folder for report.json, over the block's."
-)
+@RECIPE
+@report_files
+@REPORT_FOLDER
+@click.option("--rehearse", is_flag=True, help="Make the merge in memory and judge it as well.")
+@click.option("--parameters", is_flag=True, help="Measure the conflict of the weights as well.")
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
-def check(recipe: Path, json_file: Any, report: Path | None, merge_options: MergeOptions) -> None:
+def check(
+    *,
+    recipe: Path,
+    files: ReportFiles,
+    report: Path | None,
+    rehearse: bool,
+    parameters: bool,
+    merge_options: MergeOptions,
+) -> None:
     """Measure and judge RECIPE without merging it.
 
     A recipe without a compat: block is judged by the default block.
     """
-    _apply(merge_options)
-    found = check_recipe(recipe, merge_options, report)
-    # The document has standard output to itself.
-    to_stderr = json_file is not None and json_file.name == "-"
-    if not merge_options.quiet:
-        click.echo(terminal.readings(found), err=to_stderr)
-    click.echo(terminal.ending(found), err=to_stderr)
-    _write_json(json_file, found)
+    apply(merge_options)
+    with files:
+        found = check_recipe(
+            recipe, merge_options, report, rehearse=rehearse, parameters=parameters
+        )
+        _show(found, merge_options, files)
     sys.exit(found.verdict.exit_code)
 
 
 @main.command()
-@_RECIPE
-@click.argument("out", type=click.Path(path_type=Path))
-@_JSON
+@RECIPE
+@click.argument("out", type=_Folder)
+@report_files
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
-def run(recipe: Path, out: Path, json_file: Any, merge_options: MergeOptions) -> None:
+def run(
+    *,
+    recipe: Path,
+    out: Path,
+    files: ReportFiles,
+    merge_options: MergeOptions,
+) -> None:
     """Merge RECIPE into OUT if the gate allows it: mergekit-yaml with the gate for certain.
 
     Takes mergekit-yaml's own options. A recipe without a compat: block is judged by the
     default block.
     """
-    _apply(merge_options)
-    try:
-        report = run_recipe(recipe, out, merge_options)
-    except MergeRefusedError as refusal:
-        _write_json(json_file, refusal.report)
-        raise
-    _write_json(json_file, report)
+    apply(merge_options)
+    with files:
+        files.write(run_recipe(recipe, out, merge_options))
+
+
+@measuring_options
+@main.command()
+@RECIPE
+@click.argument("merged", type=_Folder)
+@report_files
+@REPORT_FOLDER
+@add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+def evaluate(
+    *,
+    recipe: Path,
+    merged: Path,
+    files: ReportFiles,
+    report: Path | None,
+    merge_options: MergeOptions,
+) -> None:
+    """Hold MERGED, a finished merge of RECIPE, against its experts.
+
+    Exits with 4 if it is over a limit of compat.evaluate; nothing is moved or removed.
+    """
+    apply(merge_options)
+    with files:
+        found = evaluate_merge(recipe, merged, merge_options, report)
+        _show(found, merge_options, files)
+    sys.exit(found.verdict.exit_code)
 
 
 @main.command()
-@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=_Folder, required=False)
+@click.option("--html", metavar="FILE", callback=writable, help="One self-contained page.")
+@click.option("--markdown", metavar="FILE", callback=writable, help="For an issue or a wiki.")
+@click.option("--junit", metavar="FILE", callback=writable, help="For a CI system.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=_Folder,
+    metavar="A.json B.json",
+    help="Say what changed from one report to another.",
+)
+def report(
+    file: Path | None,
+    html: str | None,
+    markdown: str | None,
+    junit: str | None,
+    compare: tuple[Path, Path] | None,
+) -> None:
+    """Show FILE, a report.json, in another form; - is standard output.
+
+    Without an option it is shown as Markdown.
+    """
+    if (file is None) == (compare is None):
+        raise InvalidRecipeError("name one report.json, or two with --compare")
+    if compare is not None:
+        if html or markdown or junit:
+            raise InvalidRecipeError("--compare is shown as text; leave the other options out")
+        click.echo(_compared(*compare), nl=False)
+        return
+    assert file is not None
+    wanted = {"html": html, "markdown": markdown, "junit": junit}
+    require_distinct(wanted)
+    document = read_report(file)
+    if not any(wanted.values()):
+        wanted["markdown"] = "-"
+    for kind, name in wanted.items():
+        if name is not None:
+            write_text(FORMATS[kind](document), name, f"--{kind}")
+
+
+def _compared(first: Path, second: Path) -> str:
+    text = compare(read_report(first), read_report(second))
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+@main.command()
+@click.argument("recipe", type=_Folder, required=False)
 def doctor(recipe: Path | None) -> None:
     """Say whether the stock MergeKit commands obey compat: blocks here, and that of RECIPE.
 

@@ -1,11 +1,9 @@
 """The gate: a recipe is assessed, its report is written, and only what is allowed is merged."""
 
-import errno
 import inspect
-import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,28 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.assessment import assess
-from mergekit_collapse.errors import CompatError, EvaluationError, MergeRefusedError
-from mergekit_collapse.foreign_errors import first_line
+from mergekit_collapse.assessment import assess, evaluate_finished, with_parameters
+from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
+from mergekit_collapse.evaluation.merged_files import require_merge
+from mergekit_collapse.formats.announcement import announce
+from mergekit_collapse.merging import MergeCall, merge_and_judge
 from mergekit_collapse.recipe.context import recipe_context
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
+from mergekit_collapse.rehearsing import is_due, may_be_overruled, rehearse_apart
 from mergekit_collapse.report import terminal
-from mergekit_collapse.report.card import add_to_card
 from mergekit_collapse.report.document import write_report
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.staging import publish, require_usable, staged
+from mergekit_collapse.staging import require_usable
 from mergekit_collapse.switch import SWITCH, gate_mode
-
-LOG = logging.getLogger(__name__)
 
 
 def check(
-    recipe: str | Path, options: MergeOptions | None = None, report: Path | None = None
+    recipe: str | Path,
+    options: MergeOptions | None = None,
+    report: Path | None = None,
+    *,
+    rehearse: bool = False,
+    parameters: bool = False,
 ) -> Report:
     """Measure and judge the recipe in a file, and write its report.
 
@@ -39,16 +42,55 @@ def check(
         recipe: the YAML file; without a ``compat:`` block the default block is used.
         options: MergeKit's own, of which device, caches and trust matter here.
         report: folder for ``report.json``; by default the block's, else ``RECIPE-STEM.compat``.
+        rehearse: as ``rehearse: always`` in the block.
+        parameters: also the conflict of the experts' weights, which no limit is about.
 
     Raises:
         CompatError: the recipe is invalid, or could not be measured. A refusal raises nothing:
             it is the report's verdict.
     """
-    recipe = Path(recipe)
+    recipe, options = Path(recipe), options or MergeOptions()
     read = read_recipe(recipe)
-    found = assess(read, options or MergeOptions())
+    if rehearse:
+        read = replace(read, compat=read.compat.model_copy(update={"rehearse": "always"}))
+    wanted = read.compat.rehearse
+    assessment = assess(read, options, profile=wanted != "never", scores=wanted == "always")
+    found = assessment.report
+    if assessment.material is not None and is_due(found):
+        merge = inspect.unwrap(run_merge)
+        found = rehearse_apart(found, assessment.material, options, merge)
+    if parameters:
+        found = with_parameters(found, options)
     default = recipe.resolve().parent / f"{recipe.stem}.compat"
-    return write_report(found, report or _report_folder(read, default))
+    return _announced(write_report(found, report or _report_folder(read, default)))
+
+
+def evaluate(
+    recipe: str | Path,
+    merged: str | Path,
+    options: MergeOptions | None = None,
+    report: Path | None = None,
+) -> Report:
+    """Hold a finished merge against the recipe that it was made by, and write the report.
+
+    Nothing is moved or removed.
+
+    Args:
+        recipe: the YAML file; without a ``compat:`` block the default block is used.
+        merged: folder of the merged model.
+        options: MergeKit's own, of which device, caches and trust matter here.
+        report: folder for ``report.json``; by default the block's, else ``MERGED.compat``.
+
+    Raises:
+        CompatError: the recipe is invalid, the folder is no model, or the experts could not be
+            measured. A model over its limits raises nothing: it is the report's verdict.
+    """
+    read, merged = read_recipe(Path(recipe)), Path(merged)
+    require_merge(merged)
+    found = evaluate_finished(read, merged, options or MergeOptions())
+    out = Path(os.path.abspath(merged))
+    folder = report or _report_folder(read, out.parent / f"{out.name}.compat")
+    return _announced(write_report(found, folder))
 
 
 def run(recipe: str | Path, out: str | Path, options: MergeOptions | None = None) -> Report | None:
@@ -62,7 +104,7 @@ def run(recipe: str | Path, out: str | Path, options: MergeOptions | None = None
     Returns and raises as ``gated_merge``.
     """
     read = read_recipe(Path(recipe))
-    merge = _Merge(
+    merge = MergeCall(
         inspect.unwrap(run_merge), read.config, Path(out), options or MergeOptions(), read.source
     )
     return _gate(lambda: read, merge)
@@ -91,6 +133,8 @@ def gated_merge(
     Raises:
         MergeRefusedError: a limit is passed; nothing is at ``out_path`` that was not before.
             Its ``report`` is the one that would have been returned.
+        MergeRejectedError: the merge was stopped, or the merged model is over a limit and is at
+            ``OUT.rejected``. Its ``report`` likewise.
         InvalidRecipeError: the recipe or its block is wrong.
         EvaluationError: the models or probes cannot be measured.
     """
@@ -105,25 +149,11 @@ def gated_merge(
             merges=context.intermediate_dir,
         )
 
-    call = _Merge(merge, config, Path(out_path), options, config_source)
+    call = MergeCall(merge, config, Path(out_path), options, config_source)
     return _gate(recipe, call)
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """A call of MergeKit's ``run_merge``, held back until the gate has decided."""
-
-    merge: Callable[..., Any]
-    config: MergeConfiguration
-    out: Path
-    options: MergeOptions
-    source: str | None
-
-    def into(self, folder: Path) -> None:
-        self.merge(self.config, str(folder), self.options, self.source)
-
-
-def _gate(read: Callable[[], Recipe], merge: _Merge) -> Report | None:
+def _gate(read: Callable[[], Recipe], merge: MergeCall) -> Report | None:
     mode = gate_mode()
     if mode == "0":
         # Not through logging: a program that silences it would merge ungated without a word.
@@ -138,10 +168,12 @@ def _gate(read: Callable[[], Recipe], merge: _Merge) -> Report | None:
         _say(
             f"mergekit-collapse {__version__}: checking the recipe before {merge.out.name} is made"
         )
-        report = assess(recipe, merge.options, merging=True)
+        block = recipe.compat
+        scores = block.evaluate.enabled or block.rehearse == "always"
+        assessment = assess(recipe, merge.options, merging=True, profile=True, scores=scores)
         if mode == "warn":
-            report = report.as_warning()
-        report = write_report(report, folder)
+            assessment = replace(assessment, report=assessment.report.as_warning())
+        report = write_report(assessment.report, folder)
     except CompatError as error:
         if mode != "warn":
             raise
@@ -150,42 +182,36 @@ def _gate(read: Callable[[], Recipe], merge: _Merge) -> Report | None:
         return None
     if not merge.options.quiet:
         _say(terminal.readings(report))
-    ending = terminal.ending(report)
-    if report.verdict.decision == "refuse":
-        raise MergeRefusedError(ending, report)
-    _say(ending)
-    _merge_and_publish(report, merge)
-    return report
-
-
-def _merge_and_publish(report: Report, merge: _Merge) -> None:
+    rehearsal_due = is_due(report)
+    if report.verdict.decision == "refuse" and not (rehearsal_due and may_be_overruled(report)):
+        raise MergeRefusedError(terminal.ending(_announced(report)), report)
+    if not rehearsal_due:
+        _say(terminal.verdict(report))
     try:
-        with staged(merge.out) as folder:
-            merge.into(folder)
-            add_to_card(report, folder)
-            publish(folder, merge.out)
-    except CompatError:
+        report = merge_and_judge(
+            replace(assessment, report=report),
+            merge,
+            rehearsal_due=rehearsal_due,
+            never_block=mode == "warn",
+            keep=lambda found: write_report(found, folder),
+        )
+    except (MergeRefusedError, MergeRejectedError) as error:
+        _show_merged(error.report, merge)
+        _announced(error.report)
         raise
-    except Exception as error:
-        # Any class at all: MergeKit and what it calls have no family of their own.
-        LOG.info("MergeKit's own error", exc_info=error)
-        if _is_full_disk(error):
-            raise EvaluationError(
-                f"{merge.out}: the disk is full; free some, or merge to another disk. "
-                "Nothing was left behind"
-            ) from error
-        raise EvaluationError(
-            f"{merge.out}: the gate allowed the merge, but MergeKit could not make it: "
-            f"{type(error).__name__}: {first_line(error)}. Mend the recipe, or see all of it "
-            "with -v. Nothing was left behind"
-        ) from error
+    _show_merged(report, merge)
+    _say(terminal.ending(report))
+    return _announced(report)
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """safetensors has an exception of its own, which holds the number as text."""
-    numbers = (errno.ENOSPC, errno.EDQUOT)
-    told = any(f"os error {number})" in str(error) for number in numbers)
-    return told or getattr(error, "errno", None) in numbers
+def _show_merged(report: Report, merge: MergeCall) -> None:
+    if not merge.options.quiet and (text := terminal.merged(report)):
+        _say(text)
+
+
+def _announced(report: Report) -> Report:
+    announce(report)
+    return report
 
 
 def _report_folder(recipe: Recipe, default: Path) -> Path:

@@ -41,17 +41,21 @@ ROOMS = {
     "material finished_merge": "",
     "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
-        report geometry_document document terminal stored stored_geometry stored_evaluation
-        stored_report reader
+        report geometry_document evaluation_document document merged_text terminal stored
+        stored_geometry stored_evaluation stored_report reader
     """,
-    "formats": "card",
+    "formats": """
+        plain missing_keys readings stages markdown card junit github scalars tracking
+        announcement comparison
+    """,
     "page": """
         numerals palette seriation plane_map inline_svg charts map_chart verdict_view
         meters space_view evaluation_view html
     """,
-    "assessment staging gate click_errors mergekit_hook": "",
+    "assessment staging rehearsing merging gate click_errors mergekit_hook": "",
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
+    "commands": "output options",
     "cli __main__": "",
 }
 

@@ -7,13 +7,13 @@ import pytest
 from made_states import hidden_states
 from mergekit.config import MergeConfiguration
 
+from mergekit_collapse.formats.card import card_section
 from mergekit_collapse.geometry.geometry import measure
 from mergekit_collapse.probes.probes import Probe, ProbeSet, ProbeTask
 from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.report import terminal
-from mergekit_collapse.report.card import card_section
-from mergekit_collapse.report.document import to_json
+from mergekit_collapse.report.document import to_document, to_json
 from mergekit_collapse.report.report import Measurement, Report, cell
 from mergekit_collapse.verdict import judge
 
@@ -107,12 +107,12 @@ def test_an_allowed_merge_says_what_was_held_against_what(states, budget, said):
 
 
 def test_the_card_has_verdict_scores_digest_and_versions(states):
-    card = card_section(made_report(states))
+    card = card_section(to_document(made_report(states)))
     assert "**refuse**" in card
-    assert "| expert | MDS (unrelated) | predicted distortion |" in card
+    assert "| expert | weight | MDS (unrelated) | predicted distortion |" in card
     assert "| ∞ |" in card
-    assert "od\\|d" in card
-    assert "token digest `0123456789abcdef`" in card
+    assert "| od&#124;d&#92;x1b\\[2J |" in card
+    assert "token digest 0123456789abcdef" in card
     assert "Versions: mergekit-collapse 0.1.0." in card
 
 

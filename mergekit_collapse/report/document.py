@@ -9,9 +9,11 @@ from typing import Any
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.geometry import Geometry
+from mergekit_collapse.parameters.conflict_document import conflict_document
 from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.evaluation_document import evaluation_document, verdict_document
 from mergekit_collapse.report.geometry_document import (
     defined,
     geometry_document,
@@ -19,7 +21,6 @@ from mergekit_collapse.report.geometry_document import (
     scores_document,
 )
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.verdict import Verdict
 
 FORMAT_VERSION = 1
 _FILE_NAME = "report.json"
@@ -44,10 +45,11 @@ def to_document(report: Report) -> dict[str, Any]:
     deciding = report.deciding
     return {
         "format_version": FORMAT_VERSION,
-        "verdict": _verdict(report.verdict),
+        "verdict": verdict_document(report.verdict),
         "versions": dict(report.versions),
         "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
         "budget": recipe.compat.budget.model_dump(),
+        "evaluate": recipe.compat.evaluate.model_dump(mode="json"),
         "recipe": {
             "path": str(recipe.path) if recipe.path is not None else None,
             "sha256": recipe.sha256,
@@ -71,6 +73,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
         "groups": groups_document(deciding) if deciding is not None else [],
+        **_merged(report),
     }
 
 
@@ -138,16 +141,15 @@ def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    reasons = [
-        {
-            "rule": reason.rule,
-            "reading": reason.reading,
-            "subject": reason.subject,
-            **defined("value", reason.value, reason.value_reason),
-            "limit": reason.limit,
-            "advice": reason.advice,
-        }
-        for reason in verdict.reasons
-    ]
-    return {"decision": verdict.decision, "exit_code": verdict.exit_code, "reasons": reasons}
+def _merged(report: Report) -> dict[str, Any]:
+    """What was seen of the merged model, and of the weights; null beside the reason."""
+    parts: dict[str, Any] = {}
+    for name in ("rehearsal", "monitor", "evaluation"):
+        found, document = getattr(report, name), None
+        if found is not None and report.measurement is not None:
+            measured = report.measurement
+            document = evaluation_document(found, measured.hidden, measured.predictive)
+        parts |= defined(name, document, getattr(report, f"{name}_reason"))
+    weights = report.parameters
+    document = conflict_document(weights) if weights is not None else None
+    return parts | defined("parameters", document, report.parameters_reason)

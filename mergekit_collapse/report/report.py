@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.merging_difficulty import INFINITE, MergingDifficulty
+from mergekit_collapse.parameters.conflict import ParameterConflict
 from mergekit_collapse.preflight.preflight import Preflight
 from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
@@ -40,6 +42,8 @@ class Report:
         measurement: None where nothing is merged, or where it is left to MergeKit.
         versions: of this package and of the libraries that computed the numbers.
         timing: seconds by stage.
+        rehearsal, monitor, evaluation, parameters: of the merged model and of the weights, where
+            there were any; each has a reason where not.
         path: of the ``report.json`` that it was written to, if it was.
     """
 
@@ -50,6 +54,14 @@ class Report:
     verdict: Verdict
     versions: Mapping[str, str]
     timing: Mapping[str, float]
+    rehearsal: Evaluation | None = None
+    rehearsal_reason: str | None = "no rehearsal was due"
+    monitor: Evaluation | None = None
+    monitor_reason: str | None = "nothing was merged"
+    evaluation: Evaluation | None = None
+    evaluation_reason: str | None = "nothing was merged"
+    parameters: ParameterConflict | None = None
+    parameters_reason: str | None = "it was not asked for"
     path: Path | None = None
 
     @property

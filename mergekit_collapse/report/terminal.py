@@ -2,14 +2,21 @@
 
 from collections.abc import Iterator
 
+from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.resampling import Interval
+from mergekit_collapse.parameters.conflict_document import conflict_text
+from mergekit_collapse.report.merged_text import merged_lines
 from mergekit_collapse.report.report import Report, cell
 from mergekit_collapse.verdict import deciding_distortion
 
 _SHADES = " ░▒▓█"
 _NAME_WIDTH = 32
+_HEADS = {
+    MergeRefusedError.exit_code: "REFUSED",
+    MergeRejectedError.exit_code: "REJECTED: the merge was made, and is over its limits",
+}
 
 
 def readings(report: Report) -> str:
@@ -21,7 +28,20 @@ def readings(report: Report) -> str:
             lines.append(
                 "  Mixtures leave this space: upper bounds and predictions are optimistic."
             )
-    return "\n".join(lines)
+    if report.parameters is not None:
+        lines += ["", conflict_text(report.parameters)]
+    return "\n".join([*lines, *_merged(report)])
+
+
+def merged(report: Report) -> str:
+    """What was seen of the merged model; empty where nothing was."""
+    return "\n".join(merged_lines(report))
+
+
+def _merged(report: Report) -> Iterator[str]:
+    lines = list(merged_lines(report))
+    if lines:
+        yield from ("", *lines)
 
 
 def verdict(report: Report) -> str:
@@ -31,7 +51,10 @@ def verdict(report: Report) -> str:
 
 def ending(report: Report) -> str:
     """What every way in prints last: the verdict, and where the report is."""
-    return f"{verdict(report)}\nReport: {printable(str(report.path))}"
+    lines = [verdict(report)]
+    if report.verdict.exit_code == MergeRejectedError.exit_code and report.evaluation is not None:
+        lines.append(f"Merged model: {printable(str(report.evaluation.model))}")
+    return "\n".join([*lines, f"Report: {printable(str(report.path))}"])
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -125,13 +148,13 @@ def _verdict(report: Report) -> Iterator[str]:
     if report.measurement is None:
         yield "ALLOWED: every slice has one source, so no two models are merged with one another."
     elif decision == "allow":
-        yield f"ALLOWED: {_within(report)}."
+        yield f"ALLOWED: {', '.join([*_within(report), *_merged_within(report)])}."
     else:
-        yield "REFUSED" if decision == "refuse" else "WARNING, over budget; merging all the same"
+        yield _HEADS.get(report.verdict.exit_code, "WARNING, over budget; merging all the same")
         yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
 
 
-def _within(report: Report) -> str:
+def _within(report: Report) -> list[str]:
     """What was held against what, so that an allowed merge is no bare yes."""
     budget, geometry, reading = report.recipe.compat.budget, report.deciding, report.difficulty
     assert geometry is not None
@@ -147,4 +170,20 @@ def _within(report: Report) -> str:
     if budget.mds is not None:
         worst = max(score for score in reading.mds if score is not None)
         parts.append(f"worst MDS ({reading.reading}) {cell(worst)} is within {budget.mds:g}")
-    return ", ".join(parts)
+    return parts
+
+
+def _merged_within(report: Report) -> Iterator[str]:
+    """The same of the merged model, as far as it was judged."""
+    found, block = report.evaluation or report.rehearsal, report.recipe.compat
+    if found is None:
+        return
+    measured = found.predictive if block.budget.space == "predictive" else found.hidden
+    limits = block.evaluate
+    if limits.max_distortion is not None and measured is not None:
+        own = block.budget.over == "own_task"
+        value = measured.own_task_worst if own else measured.worst
+        yield f"measured distortion {cell(value)} is within {limits.max_distortion:g}"
+    losses = [-task.loss_percent for task in found.tasks if task.loss_percent is not None]
+    if limits.max_merging_loss is not None and losses:
+        yield f"worst merging loss {max(losses):.3g} % is within {limits.max_merging_loss:g} %"

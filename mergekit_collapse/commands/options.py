@@ -1,0 +1,90 @@
+"""Options that several commands take."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from mergekit.options import MergeOptions
+
+from mergekit_collapse.commands.output import ReportFiles
+from mergekit_collapse.errors import InvalidRecipeError
+
+# Of mergekit-yaml's options, those about devices, caches, trust and talk.
+_MEASURING = {
+    *("allow_crimes", "cuda", "device", "lora_merge_cache", "num_threads", "quiet"),
+    *("transformers_cache", "trust_remote_code", "unsafe_truncate_embeddings", "verbosity"),
+}
+
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+REPORT_FOLDER = click.option(
+    "--report", type=click.Path(path_type=Path), help="Folder for report.json, over the block's."
+)
+
+
+def writable(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    """Said before the models are measured, not when there is something to write."""
+    if name is not None and name != "-":
+        path = Path(name)
+        place = path if path.exists() else path.absolute().parent
+        if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+            raise click.BadParameter(f"{path} cannot be written; name a file in a folder that can")
+    return name
+
+
+def require_distinct(names: Mapping[str, str | None]) -> None:
+    """Two documents in one place would be none.
+
+    Args:
+        names: file of each option, None where it was not given.
+
+    Raises:
+        InvalidRecipeError: two options name the same file, or both standard output.
+    """
+    taken: dict[str, str] = {}
+    for option, name in names.items():
+        if name is None:
+            continue
+        place = name if name == "-" else os.path.realpath(name)
+        if (first := taken.setdefault(place, option)) != option:
+            where = "standard output" if name == "-" else name
+            raise InvalidRecipeError(
+                f"--{first} and --{option} both go to {where}; name another file for one of them"
+            )
+
+
+def measuring_options(command: click.Command) -> click.Command:
+    """Keep the MergeKit options that matter where nothing is merged."""
+    unused = set(MergeOptions.model_fields) - _MEASURING
+    command.params = [param for param in command.params if param.name not in unused]
+    return command
+
+
+def report_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json``, ``--html`` and ``--junit``, each a file or ``-``, as one ``files``."""
+
+    @functools.wraps(command)
+    def with_files(*, json: str | None, html: str | None, junit: str | None, **rest: Any) -> Any:
+        require_distinct({"json": json, "html": html, "junit": junit})
+        return command(files=ReportFiles(json, html, junit), **rest)
+
+    told = {"json": "as JSON", "html": "as one self-contained page", "junit": "as JUnit XML"}
+    for name, what in reversed(told.items()):
+        text = f"Also write the report {what} to FILE, or to standard output if -."
+        option = click.option(f"--{name}", metavar="FILE", callback=writable, help=text)
+        with_files = option(with_files)
+    return with_files
+
+
+def apply(options: MergeOptions) -> None:
+    """Set what MergeKit's options set for the whole process.
+
+    Raises:
+        InvalidRecipeError: a number of threads that torch refuses.
+    """
+    try:
+        options.apply_global_options()
+    except RuntimeError as error:
+        raise InvalidRecipeError(f"--num-threads {options.num_threads}: {error}") from None

@@ -1,0 +1,119 @@
+"""Whether a merge is rehearsed, and what the rehearsal makes of the verdict."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from mergekit.options import MergeOptions
+
+from mergekit_collapse.errors import MergeRefusedError
+from mergekit_collapse.evaluation.evaluation import Evaluation
+from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.finished_merge import evaluate_folder
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
+from mergekit_collapse.material import Material
+from mergekit_collapse.report.report import Report
+from mergekit_collapse.verdict import ALLOW, Reason, Verdict, is_borderline
+from mergekit_collapse.watch.rehearsal import rehearse, scratch
+from mergekit_collapse.watch.watch import Watch
+
+Merge = Callable[..., Any]
+
+
+def is_due(report: Report) -> bool:
+    """Whether the recipe wants this merge rehearsed.
+
+    ``auto`` does where the deciding distortion is within its interval of the limit, so that
+    the geometry cannot tell; a rehearsal can, for its distortion is that of the real merge.
+    """
+    wanted, geometry = report.recipe.compat.rehearse, report.deciding
+    if geometry is None or wanted == "never":
+        return False
+    return wanted == "always" or is_borderline(geometry, report.recipe.compat.budget)
+
+
+def may_be_overruled(report: Report) -> bool:
+    """Whether a rehearsal could allow what the geometry refused."""
+    if not _decides_distortion(report):
+        return False
+    return all(reason.rule == "distortion" for reason in report.verdict.reasons)
+
+
+def with_rehearsal(report: Report, rehearsal: Evaluation, *, warn_only: bool) -> Report:
+    """The report with a rehearsal, judged: the limits of ``evaluate``, and exit code 3.
+
+    Where the geometry is borderline the rehearsal decides in the place of its distortion; a
+    Merging Difficulty Score over its limit stands.
+
+    Raises:
+        EvaluationError: a reading that a limit is about is undefined.
+    """
+    block = report.recipe.compat
+    code = MergeRefusedError.exit_code
+    found = judge_merged(
+        rehearsal,
+        block.evaluate,
+        block.budget,
+        report.recipe.names,
+        exit_code=code,
+        warn_only=warn_only,
+    )
+    reasons = (*rehearsal.verdict.reasons, *found.reasons)
+    rehearsal = replace(rehearsal, verdict=_verdict(reasons, code, warn_only))
+    # One that was stopped has not measured it.
+    decided = rehearsal.hidden is not None and _decides_distortion(report)
+    standing = tuple(
+        reason for reason in report.verdict.reasons if not (decided and reason.rule == "distortion")
+    )
+    verdict = _verdict((*standing, *reasons), code, warn_only)
+    return replace(report, rehearsal=rehearsal, rehearsal_reason=None, verdict=verdict)
+
+
+def rehearse_apart(
+    report: Report, material: Material, options: MergeOptions, merge: Merge
+) -> Report:
+    """Rehearse a merge that is not going to be made now.
+
+    A model that cannot be run layer by layer is merged into a temporary folder and read back
+    from there if the recipe says ``always``; under ``auto`` the report says why it was not.
+
+    Args:
+        merge: MergeKit's own ``run_merge``.
+
+    Raises:
+        EvaluationError: MergeKit cannot make the merge, or it cannot be compared.
+    """
+    recipe = report.recipe
+    material.own_scores.complete()
+    code = MergeRefusedError.exit_code
+    watch = Watch(material, "rehearsal", stop_at=None, blocking=True, exit_code=code)
+    quiet = options.model_copy(update={"quiet": True})
+    mend = "mend the recipe, or see all of it with -v"
+    with told_as_evaluation_error("rehearsal: MergeKit could not make the merge", mend):
+        found = rehearse(recipe, quiet, watch, merge)
+        if found is None and recipe.compat.rehearse == "always":
+            with scratch(recipe, quiet) as (folder, own):
+                merge(recipe.config.model_copy(deep=True), str(folder / "merged"), own)
+                found = as_rehearsal(evaluate_folder(folder / "merged", material), watch.blind)
+    if found is None:
+        return replace(report, rehearsal_reason=watch.blind)
+    return with_rehearsal(report, found, warn_only=recipe.compat.on_violation == "warn")
+
+
+def as_rehearsal(merged: Evaluation, blind: str | None) -> Evaluation:
+    """A merge that was read back whole, in the place of one that was watched."""
+    note = f"made whole and read back, since {blind}"
+    return replace(merged, source="rehearsal", model=None, notes=(*merged.notes, note))
+
+
+def _decides_distortion(report: Report) -> bool:
+    """Whether the measured distortion, if it has a limit, goes before that of the geometry."""
+    geometry, block = report.deciding, report.recipe.compat
+    limited = block.evaluate.max_distortion is not None
+    return limited and geometry is not None and is_borderline(geometry, block.budget)
+
+
+def _verdict(reasons: tuple[Reason, ...], code: int, warn_only: bool) -> Verdict:
+    if not reasons:
+        return ALLOW
+    return Verdict("warn", 0, reasons) if warn_only else Verdict("refuse", code, reasons)
