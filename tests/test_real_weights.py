@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct and the demo's adapters: the verdicts, and a blind spot on record."""
+"""SmolLM2-135M-Instruct and the demo's adapters: the verdicts before, during and after."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_collapse import gate
+from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.demo.run import write_recipe
-from mergekit_collapse.demo.smollm2 import cache_folder, ensure_base, find_gguf
-from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.demo.smollm2 import ensure_base, find_gguf
+from mergekit_collapse.errors import EvaluationError, MergeRejectedError
 
 pytestmark = pytest.mark.slow
 
 DEMO = Path(gate.__file__).parent / "demo"
-QUIET = MergeOptions(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,18 @@ def base():
     return ensure_base(cache_folder())
 
 
-@pytest.fixture
-def checked(base, tmp_path):
-    def checked(name):
-        torch.set_num_threads(2)
-        return gate.check(write_recipe(DEMO, tmp_path, base, name), QUIET)
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    return MergeOptions(quiet=True, lora_merge_cache=str(tmp_path_factory.mktemp("adapters")))
 
-    return checked
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    def recipe(name):
+        torch.set_num_threads(2)
+        return write_recipe(DEMO, tmp_path, base, name)
+
+    return recipe
 
 
 def test_the_converted_model_speaks(base):
@@ -51,29 +56,40 @@ def test_the_converted_model_speaks(base):
     assert tokenizer.decode(following) == " Paris"
 
 
-def test_gently_trained_experts_are_allowed(checked):
-    report = checked("good")
+def test_gently_trained_experts_are_merged_and_accepted(recipe, options, tmp_path):
+    report = gate.run(recipe("good"), tmp_path / "out", options)
     assert report.verdict.decision == "allow"
-    assert report.deciding.ball.radius_squared < 0.15
+    ball = report.deciding.ball.radius_squared
+    assert ball < 0.2
+    measured = report.evaluation.hidden.worst
+    assert ball <= measured < 0.5
+    assert report.monitor.hidden.worst == pytest.approx(measured, rel=1e-3)
+    assert len(report.monitor.layers) == 30
+    assert all(-20 < task.loss_percent < 5 for task in report.evaluation.tasks)
+    assert "| sentiment |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_experts_trained_too_hot_are_refused(checked):
-    report = checked("doomed")
-    assert report.verdict.exit_code == 3
+def test_experts_trained_too_hot_are_refused_and_if_merged_rejected(recipe, options, tmp_path):
+    path = recipe("doomed")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("compat:\n", "compat:\n  on_violation: warn\n"), "utf-8")
+    with pytest.raises(MergeRejectedError) as caught:
+        gate.run(path, tmp_path / "out", options)
+    report = caught.value.report
     assert report.deciding.ball.radius_squared > 0.6
-    assert {r.rule for r in report.verdict.reasons} == {"distortion", "mds"}
+    assert {r.rule for r in report.verdict.reasons} >= {"distortion", "mds"}
+    found = report.evaluation
+    assert {r.rule for r in found.verdict.reasons} == {"max_distortion", "max_merging_loss"}
+    assert (tmp_path / "out.rejected" / "report.json").is_file()
+    assert not (tmp_path / "out").exists()
 
 
-def test_swapped_labels_are_a_blind_spot_of_hidden_states(checked):
-    """An adapter and its twin with swapped labels: near in hidden space, so the default allows
-    them, and far apart where their answers begin. Their merge answers at random (the demo shows
-    it). This test documents the limit; it is no claim that the gate handles it.
+def test_swapped_labels_are_seen_by_a_rehearsal_alone(recipe, options):
+    """An adapter and its twin with swapped labels are near in hidden space, so the geometry
+    allows them; their merge answers at random.
     """
-    report = checked("twin")
-    assert report.verdict.decision == "allow"
-    hidden, predictive = (
-        geometry.own_task.tasks[1].squared[0, 1]
-        for geometry in (report.measurement.hidden, report.measurement.predictive)
-    )
-    assert hidden < 0.25
-    assert predictive > 0.5
+    report = gate.check(recipe("twin"), options, rehearse=True)
+    assert report.verdict.exit_code == 3
+    # No reason of the geometry's.
+    assert {r.rule for r in report.verdict.reasons} == {"max_merging_loss"}
+    assert report.rehearsal.hidden.worst < 0.1

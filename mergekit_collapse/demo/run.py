@@ -5,23 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from importlib import resources
 from pathlib import Path
 
 import click
 
-from mergekit_collapse.demo.scores import CHOICES, load_model, load_rows, score
-from mergekit_collapse.demo.smollm2 import cache_folder, ensure_base
-from mergekit_collapse.errors import EvaluationError, MergeRefusedError
+from mergekit_collapse.cache_folder import cache_folder
+from mergekit_collapse.demo.smollm2 import ensure_base
+from mergekit_collapse.errors import EvaluationError, MergeRefusedError, MergeRejectedError
 
-_GENTLE = {task: task for task in CHOICES}
-_HOT = {task: f"{task}-hot" for task in CHOICES}
 _RECIPES = ("good", "doomed", "twin")
+_REFUSED, _REJECTED = MergeRefusedError.exit_code, MergeRejectedError.exit_code
 
 
 def run_demo(work: Path) -> None:
-    """Merge a good group, have a doomed one refused, and show where the gate is blind.
+    """Merge a good group, have a doomed one refused and rejected, and rehearse a blind spot.
 
     Args:
         work: folder for the recipes, the merged models and the reports; made anew.
@@ -35,28 +33,34 @@ def run_demo(work: Path) -> None:
         _start_afresh(work)
         good, doomed, twin = (write_recipe(shipped, work, base, name) for name in _RECIPES)
         _title("Three adapters of one base, trained gently:")
-        _expect(0, _mergekit_yaml(good, work / "good", work))
+        _expect(0, _run("mergekit-yaml", good, work, work / "good"))
         _title("Three adapters of the same base, trained too hot:")
-        _expect(MergeRefusedError.exit_code, _mergekit_yaml(doomed, work / "doomed", work))
-        if (work / "doomed").exists():
-            raise EvaluationError(f"{work / 'doomed'}: a refused merge left an output folder")
-        _title("Was it right? The refused recipe, merged with the gate off:")
-        _expect(0, _mergekit_yaml(doomed, work / "doomed-ungated", work, gate="0"))
-        _title("Accuracy on held-out rows, by likelihood over two answers:")
-        _compare("gently trained", _GENTLE, base, shipped, work / "good")
-        _compare("too hot", _HOT, base, shipped, work / "doomed-ungated")
-        _title("What these readings do not see: an adapter and its twin with swapped labels.")
-        _expect(0, _mergekit_yaml(twin, work / "twin", work))
-        _compare("the twins", {"sentiment": "sentiment"}, base, shipped, work / "twin")
-        _show_own_tasks(work / "twin.compat" / "report.json")
-    click.echo(f"\nReports: {', '.join(str(work / f'{name}.compat') for name in _RECIPES)}")
+        _expect(_REFUSED, _run("mergekit-yaml", doomed, work, work / "doomed"))
+        _title("Was it right? The same recipe with `on_violation: warn`, judged when it is merged:")
+        warned = work / "doomed-warned.yml"
+        text = doomed.read_text(encoding="utf-8")
+        warned.write_text(text.replace("compat:\n", "compat:\n  on_violation: warn\n"), "utf-8")
+        _expect(_REJECTED, _run("mergekit-yaml", warned, work, work / "doomed-warned"))
+        for out in ("doomed", "doomed-warned"):
+            if (work / out).exists():
+                raise EvaluationError(f"{work / out}: a merge that failed left an output folder")
+        _title("An adapter and its twin with swapped labels, as near as can be; so, rehearsed:")
+        _expect(_REFUSED, _run("mergekit-collapse check --rehearse", twin, work))
+    _title("Accuracy on held-out rows, by likelihood over two answers:")
+    for name, title in (
+        ("good", "trained gently"),
+        ("doomed-warned", "trained too hot"),
+        ("twin", "swapped labels"),
+    ):
+        _show_tasks(title, work / f"{name}.compat" / "report.json")
+    click.echo(f"\nReports: {work}/*.compat/report.json")
 
 
 def _start_afresh(work: Path) -> None:
     """Clear what an earlier demo left; other files in the folder stay."""
     work.mkdir(parents=True, exist_ok=True)
-    made = ("good", "doomed", "doomed-ungated", "twin", "adapters")
-    for name in (*made, *(f"{recipe}.compat" for recipe in _RECIPES)):
+    made = ("good", "doomed", "doomed-warned", "doomed-warned.rejected", "twin", "adapters")
+    for name in (*made, *(f"{out}.compat" for out in made)):
         shutil.rmtree(work / name, ignore_errors=True)
 
 
@@ -78,32 +82,37 @@ def _title(text: str) -> None:
     click.secho(f"\n{text}", bold=True)
 
 
-def _show_own_tasks(report: Path) -> None:
-    """How far apart the twins are on the task that they contradict each other on."""
-    geometry = json.loads(report.read_text(encoding="utf-8"))["geometry"]
-    for space in ("hidden", "predictive"):
-        near = geometry[space]["own_task"]["right"]["squared_distance"][0][1]
-        click.echo(f"  D² between the twins on this task, {space} space: {near:.2f}")
+def _show_tasks(title: str, report: Path) -> None:
+    """What each task was worth to its own expert, and to the merge of all."""
+    document = json.loads(report.read_text(encoding="utf-8"))
+    radius = document["geometry"]["hidden"]["ball_radius_squared"]
+    click.echo(f"\n  {f'{title}, ball r² {radius:.2f}':<32} {'expert':>7} {'merged':>7}")
+    for task in (document["evaluation"] or document["rehearsal"])["tasks"]:
+        click.echo(f"  {task['name']:<32} {task['expert']:>7.2f} {task['merged']:>7.2f}")
 
 
-def _mergekit_yaml(recipe: Path, out: Path, work: Path, gate: str = "1") -> int:
-    """Run the stock command, its output going where ours goes."""
-    beside = Path(sys.executable).with_name("mergekit-yaml")
-    program = (
-        [str(beside)] if beside.exists() else [sys.executable, "-m", "mergekit.scripts.run_yaml"]
-    )
-    command = [*program, str(recipe), str(out), "--lora-merge-cache", str(work / "adapters")]
-    click.secho(f"$ mergekit-yaml {recipe.name} {out.name}", fg="cyan")
+def _run(command: str, recipe: Path, work: Path, *more: Path) -> int:
+    """Run a command of this environment, its output going where ours goes."""
+    program, *words = command.split()
+    beside = Path(sys.executable).with_name(program)
+    module = {"mergekit-yaml": "mergekit.scripts.run_yaml"}.get(program, "mergekit_collapse")
+    start = [str(beside)] if beside.exists() else [sys.executable, "-m", module]
+    shown = " ".join([command, recipe.name, *(path.name for path in more)])
+    click.secho(f"$ {shown}", fg="cyan")
     environment = {
         **os.environ,
-        "MERGEKIT_COLLAPSE": gate,
+        "MERGEKIT_COLLAPSE": "1",
         "HF_HUB_OFFLINE": "1",
         # What transformers and PEFT deprecate of each other's is no news to the reader.
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+    paths = [str(path) for path in (recipe, *more)]
+    adapters = ["--lora-merge-cache", str(work / "adapters")]
     # The recipe and the paths are the demo's own, and no shell reads them.
-    code = subprocess.run(command, env=environment, check=False).returncode
+    code = subprocess.run(
+        [*start, *words, *paths, *adapters], env=environment, check=False
+    ).returncode
     click.secho(f"exit code {code}", fg="green" if code == 0 else "yellow")
     return code
 
@@ -114,20 +123,3 @@ def _expect(wanted: int, code: int) -> None:
             f"the demo expected exit code {wanted} and got {code}; "
             "run `mergekit-collapse doctor` to see whether the stock commands are hooked"
         )
-
-
-def _compare(title: str, experts: dict[str, str], base: Path, shipped: Path, merged: Path) -> None:
-    from peft import PeftModel
-
-    # PEFT asks transformers for a property by its old name.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    click.echo(f"\n  {title:<16} {'expert':>7} {'merged':>7}")
-    model, tokenizer = load_model(base)
-    whole, _ = load_model(merged)
-    for task, adapter in experts.items():
-        rows = load_rows(shipped / "probes" / f"{task}.jsonl")
-        expert = PeftModel.from_pretrained(model, shipped / "adapters" / adapter)
-        own = score(expert, tokenizer, rows, CHOICES[task])
-        model = expert.unload()
-        after = score(whole, tokenizer, rows, CHOICES[task])
-        click.echo(f"  {task:<16} {own:>7.2f} {after:>7.2f}")
