@@ -6,24 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeRejectedError
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
 from mergekit_collapse.evaluation.harness import require_lm_eval
-from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.evaluation.own_scores import open_own_scores
 from mergekit_collapse.evaluation.scoring_set import scoring_set
-from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.formats.tracking import require_trackers
 from mergekit_collapse.geometry.geometry import Geometry, measure
+from mergekit_collapse.judging import judge
 from mergekit_collapse.material import Material
+from mergekit_collapse.merge_options import hub_options, load_options, preflight_request
 from mergekit_collapse.parameters.parameter_conflict import base_of, parameter_conflict
-from mergekit_collapse.preflight.preflight import PreflightRequest, check_models
+from mergekit_collapse.preflight.preflight import check_models
 from mergekit_collapse.preflight.tokenizers_agree import load_tokenizer
 from mergekit_collapse.probes.probes import gather_probes
 from mergekit_collapse.probes.tokens import tokenize
@@ -32,9 +31,8 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.loader import LoadOptions, choose_dtype
 from mergekit_collapse.states.states import SpaceStates
-from mergekit_collapse.verdict import ALLOW, judge
+from mergekit_collapse.verdict import ALLOW
 
 LOG = logging.getLogger(__name__)
 _LIBRARIES = ("mergekit", "torch", "transformers")
@@ -80,19 +78,19 @@ def assess(
     if recipe.compat.evaluate.lm_eval:
         require_lm_eval()
     with clock.stage("preflight"):
-        preflight = check_models(_preflight_request(recipe, options, merging))
+        preflight = check_models(preflight_request(recipe, options, merging))
         preflight.raise_errors()
     versions = {"mergekit-collapse": __version__} | {n: metadata.version(n) for n in _LIBRARIES}
     if recipe.merges_nothing:
         report = Report(recipe, None, preflight, None, ALLOW, versions, clock.seconds)
         return Assessment(report, None)
     coefficients = recipe_coefficients(recipe)
-    block, load = recipe.compat, _load_options(options)
+    block, load = recipe.compat, load_options(options)
     with clock.stage("probes"):
         probe_set = gather_probes(block.probes, recipe.owners, recipe.folder)
         settings = preflight.facts[recipe.models[0]].settings
         two_sided = bool(settings.get("is_encoder_decoder"))
-        tokenizer = load_tokenizer(preflight.tokenizer_model, **_hub(options))
+        tokenizer = load_tokenizer(preflight.tokenizer_model, **hub_options(options))
         most = block.probes.max_tokens
         probes = tokenize(probe_set, tokenizer, most, encoder_decoder=two_sided)
         scoring = scoring_set(
@@ -170,46 +168,6 @@ def assess(
     return Assessment(report, material)
 
 
-def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Report:
-    """Hold a finished merge against the limits of ``evaluate``; exit code 4 where it is over one.
-
-    Args:
-        recipe: what it was merged by.
-        merged: its folder.
-        options: MergeKit's own.
-
-    Raises:
-        InvalidRecipeError: the recipe or its block is wrong, or merges nothing.
-        EvaluationError: the experts cannot be measured, or not be compared with the merge.
-    """
-    if recipe.merges_nothing:
-        raise InvalidRecipeError(
-            "every slice of this recipe has one source, so there are no experts that the merge "
-            "could be held against"
-        )
-    assessment = assess(recipe, options, profile=True, scores=True)
-    report, material = assessment.report, assessment.material
-    assert material is not None
-    limits, budget = recipe.compat.evaluate, recipe.compat.budget
-    found = evaluate_folder(merged, material)
-    verdict = judge_merged(
-        found,
-        limits,
-        budget,
-        recipe.names,
-        exit_code=MergeRejectedError.exit_code,
-        warn_only=limits.on_collapse == "warn",
-    )
-    return replace(
-        report,
-        verdict=verdict,
-        evaluation=replace(found, verdict=verdict),
-        evaluation_reason=None,
-        monitor_reason="the merge was made before",
-        rehearsal_reason="the merge was made before",
-    )
-
-
 def with_parameters(report: Report, options: MergeOptions) -> Report:
     """The report with the conflict of the experts' weights, or why it is undefined."""
     recipe = report.recipe
@@ -218,7 +176,7 @@ def with_parameters(report: Report, options: MergeOptions) -> Report:
     except EvaluationError as error:
         return replace(report, parameters=None, parameters_reason=str(error))
     found = parameter_conflict(
-        recipe.experts, recipe.names, base, progress=not options.quiet, **_hub(options)
+        recipe.experts, recipe.names, base, progress=not options.quiet, **hub_options(options)
     )
     return replace(report, parameters=found, parameters_reason=None)
 
@@ -228,40 +186,6 @@ def _choices(recipe: Recipe) -> list[tuple[str, ...] | None]:
     block = recipe.compat.probes
     offered: list[tuple[str, ...] | None] = [task.choices for task in block.tasks]
     return [None, *offered] if block.builtin else offered
-
-
-def _hub(options: MergeOptions) -> dict[str, Any]:
-    return {
-        "cache_dir": options.transformers_cache,
-        "trust_remote_code": options.trust_remote_code,
-    }
-
-
-def _load_options(options: MergeOptions) -> LoadOptions:
-    device = options.device or "cpu"
-    try:
-        dtype = choose_dtype(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidRecipeError(
-            f"device {device!r} cannot be used: {error}; choose --device cpu or one that torch has"
-        ) from None
-    return LoadOptions(device, dtype, progress=not options.quiet, **_hub(options))
-
-
-def _preflight_request(recipe: Recipe, options: MergeOptions, merging: bool) -> PreflightRequest:
-    config = recipe.config
-    return PreflightRequest(
-        method=config.merge_method,
-        groups=recipe.groups,
-        references=recipe.experts,
-        base=recipe.base,
-        tokenizer_configured=config.tokenizer_source is not None or config.tokenizer is not None,
-        allow_crimes=options.allow_crimes,
-        adapters_can_be_merged=not merging or options.lora_merge_cache is not None,
-        unsafe_truncate_embeddings=options.unsafe_truncate_embeddings,
-        dtype=config.dtype,
-        **_hub(options),
-    )
 
 
 class Clock:

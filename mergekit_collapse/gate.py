@@ -13,11 +13,13 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.assessment import assess, evaluate_finished, with_parameters
+from mergekit_collapse.assessment import assess, with_parameters
 from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
+from mergekit_collapse.evaluating import evaluate_finished
 from mergekit_collapse.evaluation.merged_files import require_merge
 from mergekit_collapse.formats.announcement import announce
-from mergekit_collapse.merging import MergeCall, merge_and_judge
+from mergekit_collapse.merge_plan import MergeCall, MergePlan
+from mergekit_collapse.merging import merge_and_judge
 from mergekit_collapse.recipe.context import recipe_context
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
 from mergekit_collapse.rehearsing import is_due, may_be_overruled, rehearse_apart
@@ -188,13 +190,14 @@ def _gate(read: Callable[[], Recipe], merge: MergeCall) -> Report | None:
     if not rehearsal_due:
         _say(terminal.verdict(report))
     try:
-        report = merge_and_judge(
+        plan = MergePlan(
             replace(assessment, report=report),
             merge,
-            rehearsal_due=rehearsal_due,
+            rehearsal_due,
             never_block=mode == "warn",
             keep=lambda found: write_report(found, folder),
         )
+        report = merge_and_judge(plan)
     except (MergeRefusedError, MergeRejectedError) as error:
         _show_merged(error.report, merge)
         _announced(error.report)
@@ -210,7 +213,11 @@ def _show_merged(report: Report, merge: MergeCall) -> None:
 
 
 def _announced(report: Report) -> Report:
-    announce(report)
+    try:
+        announce(report)
+    except CompatError as error:
+        # The decision has fallen, and its exit code must not depend on a tracker.
+        _say(f"mergekit-collapse: {error}")
     return report
 
 

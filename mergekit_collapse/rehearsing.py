@@ -11,9 +11,10 @@ from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
+from mergekit_collapse.judging import is_borderline
 from mergekit_collapse.material import Material
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.verdict import ALLOW, Reason, Verdict, is_borderline
+from mergekit_collapse.verdict import ALLOW, Reason, Verdict
 from mergekit_collapse.watch.rehearsal import rehearse, scratch
 from mergekit_collapse.watch.watch import Watch
 
@@ -86,7 +87,8 @@ def rehearse_apart(
     recipe = report.recipe
     material.own_scores.complete()
     code = MergeRefusedError.exit_code
-    watch = Watch(material, "rehearsal", stop_at=None, blocking=True, exit_code=code)
+    stop_at = recipe.compat.monitor.stop_at
+    watch = Watch(material, "rehearsal", stop_at=stop_at, blocking=True, exit_code=code)
     quiet = options.model_copy(update={"quiet": True})
     mend = "mend the recipe, or see all of it with -v"
     with told_as_evaluation_error("rehearsal: MergeKit could not make the merge", mend):

@@ -231,7 +231,8 @@ def test_a_refusal_leaves_what_was_there(write, tmp_path):
 
 
 def test_on_violation_warn_merges_and_says_so(write, tmp_path, capsys):
-    merge(write("one", "far", compat={**FAST, "on_violation": "warn"}), tmp_path / "out")
+    block = {**FAST, "on_violation": "warn", "evaluate": {"on_collapse": "warn"}}
+    merge(write("one", "far", compat=block), tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "WARNING, over budget" in capsys.readouterr().err
     document = json.loads((tmp_path / "out.compat" / "report.json").read_text(encoding="utf-8"))

@@ -8,13 +8,14 @@ import pytest
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged, passed
+from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured, MeasuredTask
 from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
 from mergekit_collapse.report.evaluation_document import verdict_document
+from mergekit_collapse.verdict import passed
 
 NAMES = ("near", "odd")
 NO_LIMITS = dict.fromkeys(

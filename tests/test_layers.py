@@ -33,7 +33,7 @@ ROOMS = {
         merging_difficulty grouping resampling own_task geometry measured layer_reading
     """,
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
-    "verdict": "",
+    "verdict judging": "",
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation
         smoke lm_eval_tasks lm_eval_process harness evaluation judgement
@@ -52,14 +52,15 @@ ROOMS = {
         numerals palette seriation plane_map inline_svg charts map_chart verdict_view
         meters space_view evaluation_view html
     """,
-    "assessment staging rehearsing merging gate click_errors mergekit_hook": "",
+    "merge_options assessment evaluating staging staging_folder rehearsing": "",
+    "merge_plan watched_merge merging gate click_errors mergekit_hook": "",
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
     "commands": "output options",
     "cli __main__": "",
 }
 
-PURE = ["geometry", "verdict"]
+PURE = ["geometry", "verdict", "judging"]
 IMPURE = {"torch", "transformers", "mergekit", "os", "io", "pathlib", "time", "datetime", "logging"}
 
 

@@ -21,7 +21,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.sampled_from(["variance", "rms", "unit", "none"])
 PROBES = 6
 TASK_OF_PROBE = np.repeat(np.arange(2), PROBES // 2)
-PROPERTY = settings(deadline=None, max_examples=30)
+PROPERTY = settings(deadline=None, max_examples=25)
 
 
 @pytest.fixture(scope="module", autouse=True)

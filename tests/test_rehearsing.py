@@ -14,9 +14,10 @@ from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.geometry.resampling import Interval
+from mergekit_collapse.judging import is_borderline
 from mergekit_collapse.recipe.schema import BudgetBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
-from mergekit_collapse.verdict import Reason, Verdict, is_borderline
+from mergekit_collapse.verdict import Reason, Verdict
 
 NEVER_WRONG = 1e9
 
@@ -187,8 +188,17 @@ def test_what_stopped_the_rehearsal_is_a_reason(report):
     finite = Reason("finite", "NaN", "layer 1", None, "not finite", None, "advice")
     stopped = Evaluation("rehearsal", None, stopped_at=1, verdict=Verdict("refuse", 3, (finite,)))
     found = with_rehearsal(near, stopped, warn_only=False)
-    assert (found.verdict.exit_code, found.verdict.reasons) == (3, (finite,))
+    # It has measured no distortion that could go before the geometry's.
+    assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["distortion", "finite"])
     assert found.rehearsal.verdict.reasons == (finite,)
+
+
+def test_without_a_limit_on_the_measured_distortion_the_geometrys_stands(report):
+    limits = report.recipe.compat.evaluate.model_copy(update={"max_distortion": None})
+    near = refused(at_the_border(report, evaluate=limits), "distortion")
+    assert not may_be_overruled(near)
+    found = with_rehearsal(near, rehearsal(0.1), warn_only=False)
+    assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["distortion"])
 
 
 def test_warn_only_tells_of_the_rehearsal_and_allows(report):

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.staging import publish, require_usable, staged
+from mergekit_collapse.staging import publish, require_usable
+from mergekit_collapse.staging_folder import staged
 
 
 def make_model(folder):

@@ -8,7 +8,7 @@ from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
-from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict
+from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict, passed
 
 _APART = "Use the experts apart, or merge those that stand together in the K-group curve."
 
@@ -128,12 +128,3 @@ def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[R
         if not limit <= value < math.inf:
             advice = "The activations collapse: try weighted_karcher or rescaled_mean."
             yield passed(rule, f"{what} over the experts'", f"layer {layer}", value, limit, advice)
-
-
-def passed(  # noqa: PLR0917  (the fields of a reason, in their order)
-    rule: Rule, reading: str, subject: str, value: float, limit: float, advice: str
-) -> Reason:
-    """A limit that is passed, also by what is no number."""
-    if math.isfinite(value):
-        return Reason(rule, reading, subject, value, None, limit, advice)
-    return Reason(rule, reading, subject, None, "not a finite number", limit, advice)

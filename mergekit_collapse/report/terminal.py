@@ -6,10 +6,10 @@ from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.resampling import Interval
+from mergekit_collapse.judging import deciding_distortion
 from mergekit_collapse.parameters.conflict_document import conflict_text
 from mergekit_collapse.report.merged_text import merged_lines
 from mergekit_collapse.report.report import Report, cell
-from mergekit_collapse.verdict import deciding_distortion
 
 _SHADES = " ░▒▓█"
 _NAME_WIDTH = 32

@@ -3,7 +3,8 @@
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -133,10 +134,22 @@ def effective_rank(rows: Float64[np.ndarray, "row feature"]) -> float:
     # Both products have the same eigenvalues but for zeros; the smaller one costs less.
     wide = centred.shape[0] < centred.shape[1]
     gram = centred @ centred.T if wide else centred.T @ centred
-    # Not numpy: its threads and those of the forward passes would wait for each other.
-    values = torch.linalg.eigvalsh(gram).clamp(min=0)
+    # A matrix this small is done in 3 ms by one thread; two that wait for each other on a busy
+    # machine take a hundred times as long, and numpy's would also fight with torch's.
+    with _one_thread():
+        values = torch.linalg.eigvalsh(gram).clamp(min=0)
     shares = values[values > 0] / values.sum()
     return math.exp(-float((shares * shares.log()).sum()))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _spread(total: int) -> Int64[np.ndarray, " chosen"]:

@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from mergekit_collapse.errors import CompatError, EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation, Source
-from mergekit_collapse.evaluation.judgement import passed
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.material import Material
 from mergekit_collapse.states.skeleton import NotLayeredError
-from mergekit_collapse.verdict import Reason, Verdict
+from mergekit_collapse.verdict import Reason, Verdict, passed
 from mergekit_collapse.watch.layer_tasks import WatchLayer, watch_layers
 from mergekit_collapse.watch.observer import NotFiniteError, Observer
 
