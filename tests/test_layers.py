@@ -34,6 +34,10 @@ ROOMS = {
     """,
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict judging": "",
+    "remedy": """
+        weight_range protecting reweighting group_reading criterion dropping replacing
+        splitting candidate_sets set_search set_proof choosing candidate_scores
+    """,
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation
         smoke lm_eval_tasks lm_eval_process harness evaluation judgement
@@ -41,7 +45,7 @@ ROOMS = {
     "material finished_merge": "",
     "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
-        report geometry_document evaluation_document document merged_text terminal stored
+        geometry_document report evaluation_document document merged_text terminal stored
         stored_geometry stored_evaluation stored_report reader
     """,
     "formats": """
@@ -60,7 +64,7 @@ ROOMS = {
     "cli __main__": "",
 }
 
-PURE = ["geometry", "verdict", "judging"]
+PURE = ["geometry", "verdict", "judging", "remedy"]
 IMPURE = {"torch", "transformers", "mergekit", "os", "io", "pathlib", "time", "datetime", "logging"}
 
 

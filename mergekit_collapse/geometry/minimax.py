@@ -43,18 +43,37 @@ def minimax_distortion(
     Raises:
         EvaluationError: a distance is NaN or infinite, or no weights prove themselves.
     """
-    if not np.isfinite(squared).all():
+    return least_worst(squared[np.arange(len(owner)), owner], squared)
+
+
+def least_worst(
+    own: Float64[np.ndarray, "task corner"], squared: Float64[np.ndarray, "task corner corner"]
+) -> Minimax:
+    """The point of a hull whose largest distortion is least; corners may be merges themselves.
+
+        min over the simplex of max_t δ_t(β),
+        δ_t(β) = Σ_k β_k own_tk - ½ Σ_kl β_k β_l D²_t[k, l]
+
+    Args:
+        own: squared distance of what each task is held against to each corner.
+        squared: D² between corners, as each task sees them.
+
+    Raises:
+        EvaluationError: as ``minimax_distortion``.
+    """
+    if not (np.isfinite(squared).all() and np.isfinite(own).all()):
         raise EvaluationError("own-task weights need finite distances: got NaN or infinity")
-    experts = squared.shape[1]
-    largest = float(squared.max())
-    weights = np.full(experts, 1 / experts)
+    corners = squared.shape[1]
+    largest = float(max(squared.max(), own.max()))
+    weights = np.full(corners, 1 / corners)
     if largest <= 0:
         return Minimax(0.0, weights)
-    scaled = squared / largest
-    state = _Iterate.start(weights, len(owner))
+    scaled, near = squared / largest, own / largest
+    state = _Iterate.start(weights, len(own))
     best, lower = np.inf, -np.inf
     for _ in range(MAX_STEPS):
-        values, slopes = _distortions(scaled, owner, state.weights)
+        slopes = near - scaled @ state.weights
+        values = (near + slopes) @ state.weights / 2
         if values.max() < best:
             best, weights = float(values.max()), state.weights
         tangent = state.share @ slopes
@@ -66,21 +85,10 @@ def minimax_distortion(
     gap = best - lower
     if not gap <= GAP:
         raise EvaluationError(
-            f"the best own-task weights of {experts} experts are known only to {gap:.1e} of the "
+            f"the best own-task weights of {corners} experts are known only to {gap:.1e} of the "
             "largest squared distance: are these squared Euclidean distances?"
         )
     return Minimax(best * largest, weights)
-
-
-def _distortions(
-    squared: Float64[np.ndarray, "task expert expert"],
-    owner: Int64[np.ndarray, " task"],
-    weights: Float64[np.ndarray, " expert"],
-) -> tuple[Float64[np.ndarray, " task"], Float64[np.ndarray, "task expert"]]:
-    """δ_t(α) and its gradient."""
-    own = squared[np.arange(len(owner)), owner]
-    slope = squared @ weights
-    return own @ weights - slope @ weights / 2, own - slope
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What would make a refused merge one that is inside its budget."""
