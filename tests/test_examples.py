@@ -11,9 +11,12 @@ from mergekit_collapse.recipe.recipe import build_recipe, read_recipe
 from mergekit_collapse.recipe.schema import (
     BudgetBlock,
     CompatBlock,
+    DropBlock,
     EvaluateBlock,
     MonitorBlock,
     ProbesBlock,
+    ReweightBlock,
+    SubstituteBlock,
     TaskBlock,
 )
 
@@ -45,6 +48,9 @@ def test_the_commented_example_shows_every_key_with_its_default():
         (block["budget"], BudgetBlock),
         (block["monitor"], MonitorBlock),
         (block["evaluate"], EvaluateBlock),
+        (block["reweight"], ReweightBlock),
+        (block["drop"], DropBlock),
+        (block["substitute"], SubstituteBlock),
     ):
         for key in model.model_fields:
             assert key in keys or re.search(rf"^ *# +(- )?{key}:", text, re.MULTILINE), key

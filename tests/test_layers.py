@@ -15,7 +15,8 @@ ROOMS = {
     "": "errors shapes switch karcher merge_methods findings foreign_errors cache_folder",
     "recipe": """
         schema validation compat_source text context groups recipe source_layers
-        coefficients
+        coefficients places own_weights reweighted layer_weights members other_method
+        document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
     """,
     "preflight": """
         tensor_headers hub_repository model_source checkpoint weight_files model_config

@@ -64,6 +64,13 @@ def _switch(value: Any) -> Any:
     return {"enabled": value} if isinstance(value, bool) else value
 
 
+def _no_yaml_word(value: Any) -> Any:
+    """YAML reads ``[yes, no]`` as ``[true, false]``."""
+    if isinstance(value, bool | int | float):
+        raise ValueError(f"a text is expected, got {str(value).lower()}; quote it, as in 'yes'")
+    return value
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError(f"a choice is a text that the model could answer, got {value!r}")
@@ -77,7 +84,7 @@ Path = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Template = Annotated[str, AfterValidator(_template)]
 LmEvalTask = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
-Choice = Annotated[str, AfterValidator(_not_blank)]
+Choice = Annotated[str, BeforeValidator(_no_yaml_word), AfterValidator(_not_blank)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 SpaceName = Literal["hidden", "predictive"]
 
@@ -193,6 +200,26 @@ class EvaluateBlock(_Block):
     lm_eval: Annotated[tuple[LmEvalTask, ...], BeforeValidator(_listed)] = ()
 
 
+class ReweightBlock(_Block):
+    """How a merge over budget gets other weights."""
+
+    goal: Literal["minimax", "protect"] = "minimax"
+    floor: Share = 0.05
+    per_layer: Flag = False
+
+
+class DropBlock(_Block):
+    """How many experts a merge over budget keeps at least."""
+
+    min_experts: Count = Field(default=2, ge=2)
+
+
+class SubstituteBlock(_Block):
+    """The models that may take the place of an expert over budget."""
+
+    pool: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
+
+
 class CompatBlock(_Block):
     """The whole block. ``compat: {}`` is valid: every key has a default."""
 
@@ -208,7 +235,12 @@ class CompatBlock(_Block):
     scale: Literal["variance", "rms", "unit", "none"] = "variance"
     budget: BudgetBlock = BudgetBlock()
     rehearse: Literal["auto", "always", "never"] = "auto"
-    on_violation: Literal["abort", "warn"] = "abort"
+    on_violation: Literal["abort", "warn", "reweight", "drop", "substitute", "karcher", "split"] = (
+        "abort"
+    )
+    reweight: ReweightBlock = ReweightBlock()
+    drop: DropBlock = DropBlock()
+    substitute: SubstituteBlock = SubstituteBlock()
     monitor: Annotated[MonitorBlock, BeforeValidator(_switch)] = MonitorBlock()
     evaluate: Annotated[EvaluateBlock, BeforeValidator(_switch)] = EvaluateBlock()
     report: Path | None = None
@@ -224,4 +256,19 @@ class CompatBlock(_Block):
             )
         if self.budget.over == "own_task" and not any(task.model for task in self.probes.tasks):
             raise ValueError("budget.over: own_task needs probes.tasks with model:")
+        return self
+
+    @model_validator(mode="after")
+    def _action_is_possible(self) -> "CompatBlock":
+        if self.on_violation == "substitute" and not self.substitute.pool:
+            raise ValueError("on_violation: substitute needs substitute.pool, a list of models")
+        if self.on_violation != "reweight":
+            return self
+        if self.reweight.goal == "protect" and self.budget.distortion is None:
+            raise ValueError("reweight.goal: protect needs budget.distortion, which is null")
+        pooled_states = self.budget.space == "hidden" and self.budget.over == "pooled"
+        if self.reweight.per_layer and not (self.layer == "all" and pooled_states):
+            raise ValueError(
+                "reweight.per_layer needs layer: all, and budget.space: hidden over: pooled"
+            )
         return self

@@ -11,9 +11,12 @@ from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.schema import (
     BudgetBlock,
     CompatBlock,
+    DropBlock,
     EvaluateBlock,
     MonitorBlock,
     ProbesBlock,
+    ReweightBlock,
+    SubstituteBlock,
     TaskBlock,
 )
 
@@ -80,4 +83,7 @@ _BLOCK_OF: dict[str | int, type[BaseModel]] = {
     "budget": BudgetBlock,
     "monitor": MonitorBlock,
     "evaluate": EvaluateBlock,
+    "reweight": ReweightBlock,
+    "drop": DropBlock,
+    "substitute": SubstituteBlock,
 }
