@@ -1,6 +1,7 @@
 """The merged model on tasks of EleutherAI's lm-eval, where that is installed."""
 
 import difflib
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -32,6 +33,29 @@ def require_lm_eval() -> None:
             "compat.evaluate.lm_eval: lm-eval is not installed; install it with"
             f" {INSTALL_HINT}, or remove the key"
         )
+
+
+def require_tasks(tasks: Sequence[str], folder: Path, trust_remote_code: bool) -> None:
+    """Raise now what `run_lm_eval` would raise about these tasks after a merge.
+
+    Files are only read, and lm-eval's own index, which takes seconds, is built only where a task
+    is not a path. Nothing is fetched: data that cannot be had are not noticed.
+
+    Args:
+        tasks: entries of ``evaluate.lm_eval``.
+        folder: what paths of task files are relative to.
+        trust_remote_code: whether task files may name Python code.
+
+    Raises:
+        InvalidRecipeError: lm-eval is not installed, a path that is not there, a file that holds
+            no YAML or names code, or a name that lm-eval does not know, with those near it.
+    """
+    require_lm_eval()
+    paths = {task: local_path(task, folder) for task in tasks}
+    for path in filter(None, paths.values()):
+        _checked_group(path, trust_remote_code)
+    if names := [task for task, path in paths.items() if path is None]:
+        _known_names(names)
 
 
 def run_lm_eval(
@@ -97,18 +121,24 @@ def run_lm_eval(
     return _metrics(found["results"])
 
 
-def _local_tasks(path: Path, trusted: bool) -> list[Any]:
-    """The tasks of a file or a folder; a group brings its tasks with it."""
+def _checked_group(path: Path, trusted: bool) -> str | None:
+    """The group that a file defines, or None, once all that is loaded with it is checked."""
     group = group_name(path) if path.is_file() else None
-    root = path if path.is_dir() else path.parent
-    files = task_files(path if group is None else root)
+    files = task_files(path if group is None else path.parent)
     if not trusted:
         # Filled when the metrics are imported.
         module("lm_eval.api.metrics")
         require_data_only(files, set(module("lm_eval.api.registry").metric_registry.keys()))
+    return group
+
+
+def _local_tasks(path: Path, trusted: bool) -> list[Any]:
+    """The tasks of a file or a folder; a group brings its tasks with it."""
+    group = _checked_group(path, trusted)
+    root = path if path.is_dir() else path.parent
     manager_class = module("lm_eval.tasks").TaskManager
-    mend = "try it with lm_eval by itself"
-    with told_as_evaluation_error(f"lm-eval task {path}", mend), in_folder(root):
+    where, mend = f"lm-eval task {path}", "try it with lm_eval by itself"
+    with told_as_evaluation_error(where, mend), in_folder(root):
         if path.is_file() and group is None:
             return _load(manager_class(include_defaults=False), str(path))
         manager = manager_class(include_path=str(root), include_defaults=group is not None)
@@ -123,9 +153,15 @@ def _load(manager: Any, name: str) -> list[Any]:
     return list(loaded["tasks"].values()) if group is None else [group]
 
 
-def _known_tasks(names: Sequence[str]) -> list[Any]:
-    manager = module("lm_eval.tasks").TaskManager()
-    wanted: list[str] = []
+@functools.cache
+def _own_manager() -> Any:
+    """lm-eval's index of its own tasks, kept: it is needed before a merge and after it."""
+    return module("lm_eval.tasks").TaskManager()
+
+
+def _known_names(names: Sequence[str]) -> list[str]:
+    """The tasks, groups and tags that names and patterns mean, each once."""
+    manager, wanted = _own_manager(), list[str]()
     for name in names:
         matches = [name] if name in manager.all_tasks else manager.match_tasks([name])
         if not matches:
@@ -136,11 +172,15 @@ def _known_tasks(names: Sequence[str]) -> list[Any]:
                 " is the path of its .yaml file"
             )
         wanted += matches
+    return list(dict.fromkeys(wanted))
+
+
+def _known_tasks(names: Sequence[str]) -> list[Any]:
     mend = "its data come from the hub: check the network, or use a task file with data of its own"
     loaded: list[Any] = []
-    for name in dict.fromkeys(wanted):
+    for name in _known_names(names):
         with told_as_evaluation_error(f"lm-eval task {name!r}", mend):
-            loaded += _load(manager, name)
+            loaded += _load(_own_manager(), name)
     return loaded
 
 

@@ -4,6 +4,7 @@ A task file of lm-eval can name Python code in several ways. Such a file comes w
 perhaps a stranger's, so that what runs code needs the same consent as a model's own code.
 """
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from mergekit_collapse.errors import InvalidRecipeError
 
 _PLAIN = "tag:yaml.org,2002:"
+# The very parser that lm-eval uses: another could see other keys in the same bytes.
+_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _PLAIN_TAGS = frozenset(
     _PLAIN + kind
     for kind in ("bool", "float", "int", "map", "merge", "null", "seq", "str", "timestamp")
@@ -32,7 +35,7 @@ def local_path(task: str, folder: Path) -> Path | None:
     Raises:
         InvalidRecipeError: it can only be a path, and nothing is there.
     """
-    path = folder / Path(task).expanduser()
+    path = folder / os.path.expanduser(task)
     meant = task.endswith((".yaml", ".yml")) or task.startswith((".", "/", "~"))
     if meant or ("/" in task and path.exists()) or path.is_dir():
         if not path.exists():
@@ -63,9 +66,9 @@ def task_files(path: Path) -> list[Path]:
 def require_data_only(files: Collection[Path], metrics: Collection[str]) -> None:
     """Refuse task files that would run code when lm-eval reads or runs them.
 
-    That is a tag such as ``!function``, a ``class:``, a data set with a script of its own, and
-    a metric that lm-eval does not have, since it would fetch that as a script. What a file
-    includes is read too.
+    That is a tag such as ``!function``, a ``class:``, a data set with a script of its own or in
+    pickles, and a metric that lm-eval does not have, since it would fetch that as a script. What
+    a file includes is read too: at the root, under a merge key (``<<``) and anywhere else.
 
     Args:
         metrics: the names of those that lm-eval has.
@@ -75,15 +78,15 @@ def require_data_only(files: Collection[Path], metrics: Collection[str]) -> None
     """
     waiting, seen = list(files), set[Path]()
     while waiting:
-        path = waiting.pop().resolve()
+        path = _resolved(waiting.pop())
         if path in seen:
             continue
         seen.add(path)
-        root = _read(path)
-        for node in _nodes(root):
+        for node in _nodes(_read(path)):
             _check_node(path, node, metrics)
-        for included in _values(root, "include"):
-            waiting.append(path.parent / Path(included).expanduser())
+            # Relative to the file that a link leads to, and "~" is a folder of that name: these
+            # are the files that lm-eval reads.
+            waiting += [path.parent / included for included in _values(node, "include")]
 
 
 def group_name(path: Path) -> str | None:
@@ -91,16 +94,26 @@ def group_name(path: Path) -> str | None:
     return next(_values(_read(path), "group"), None)
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # Links in a circle, or a name with a null byte.
+        raise InvalidRecipeError(
+            f"compat.evaluate.lm_eval: {str(path)!r} cannot be read: {error}; check the path"
+        ) from error
+
+
 def _read(path: Path) -> yaml.Node | None:
     where = f"compat.evaluate.lm_eval: {path}"
     try:
         # Nodes with their tags; nothing is constructed from them.
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(path.read_bytes(), Loader=_LOADER)
     except OSError as error:
         raise InvalidRecipeError(
             f"{where}: cannot be read: {error.strerror or error}; check the path"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
         raise InvalidRecipeError(f"{where}: not YAML: {error}; mend the file") from error
 
 
@@ -116,8 +129,12 @@ def _check_node(path: Path, node: yaml.Node, metrics: Collection[str]) -> None:
     for script in _values(node, "dataset_path"):
         if script.endswith(".py"):
             raise InvalidRecipeError(f"{where}: the data set {script} is a script; {_CONSENT}")
-    for flag in _values(node, "hf_evaluate"):
-        if flag.lower() not in ("false", "no", "off"):
+        if script == "pandas":
+            raise InvalidRecipeError(f"{where}: {script} reads pickles, which run code; {_CONSENT}")
+    for key, flag in _pairs(node):
+        # Anything but a false boolean may be true to Python, a quoted "false" too.
+        off = flag.tag == _PLAIN + "bool" and flag.value.lower() in ("false", "no", "off")
+        if key.value == "hf_evaluate" and not off:
             raise InvalidRecipeError(f"{where}: hf_evaluate fetches a script; {_CONSENT}")
     for metric in _values(node, "metric"):
         if metric not in metrics:
@@ -142,15 +159,17 @@ def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
             waiting += [part for pair in node.value for part in pair]
 
 
+def _pairs(node: yaml.Node | None) -> list[tuple[Any, Any]]:
+    return node.value if isinstance(node, yaml.MappingNode) else []
+
+
 def _keys(node: yaml.Node | None, *names: str) -> Iterator[str]:
-    pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
-    yield from (key.value for key, _ in pairs if key.value in names)
+    yield from (key.value for key, _ in _pairs(node) if key.value in names)
 
 
 def _values(node: yaml.Node | None, name: str) -> Iterator[str]:
     """The scalars that stand under a key, alone or in a list."""
-    pairs: list[tuple[Any, Any]] = node.value if isinstance(node, yaml.MappingNode) else []
-    for key, value in pairs:
+    for key, value in _pairs(node):
         if key.value == name:
             listed = value.value if isinstance(value, yaml.SequenceNode) else [value]
             yield from (n.value for n in listed if isinstance(n, yaml.ScalarNode))
