@@ -13,9 +13,10 @@ from mergekit.options import MergeOptions
 from mergekit_collapse import __version__
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
-from mergekit_collapse.evaluation.harness import require_lm_eval
+from mergekit_collapse.evaluation.harness import require_tasks
 from mergekit_collapse.evaluation.own_scores import open_own_scores
 from mergekit_collapse.evaluation.scoring_set import scoring_set
+from mergekit_collapse.finished_merge import NOTHING_MERGED
 from mergekit_collapse.formats.tracking import require_trackers
 from mergekit_collapse.geometry.geometry import Geometry, measure
 from mergekit_collapse.judging import judge
@@ -76,13 +77,22 @@ def assess(
     clock = Clock()
     require_trackers(recipe.compat.log_to)
     if recipe.compat.evaluate.lm_eval:
-        require_lm_eval()
+        require_tasks(recipe.compat.evaluate.lm_eval, recipe.folder, options.trust_remote_code)
     with clock.stage("preflight"):
         preflight = check_models(preflight_request(recipe, options, merging))
         preflight.raise_errors()
     versions = {"mergekit-collapse": __version__} | {n: metadata.version(n) for n in _LIBRARIES}
     if recipe.merges_nothing:
-        report = Report(recipe, None, preflight, None, ALLOW, versions, clock.seconds)
+        report = Report(
+            recipe,
+            None,
+            preflight,
+            None,
+            ALLOW,
+            versions,
+            clock.seconds,
+            rehearsal_reason=NOTHING_MERGED,
+        )
         return Assessment(report, None)
     coefficients = recipe_coefficients(recipe)
     block, load = recipe.compat, load_options(options)
@@ -153,10 +163,12 @@ def assess(
         predictive_reason=states.predictive_reason,
     )
     report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
+    report = replace(report, geometry_verdict=verdict)
     unlayered = trial.reason() if profile else "its layers were not asked for"
     material = Material(
         recipe=recipe,
         options=load,
+        probe_set=probe_set,
         probes=probes,
         states=states,
         hidden=hidden,

@@ -19,6 +19,7 @@ from mergekit_collapse.commands.options import (
     writable,
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
+from mergekit_collapse.commands.recipe_files import recipe_text_in, write_whole
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
@@ -26,6 +27,10 @@ from mergekit_collapse.formats.comparison import compare
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import evaluate as evaluate_merge
 from mergekit_collapse.gate import run as run_recipe
+from mergekit_collapse.pool.chosen_text import recipe_text as chosen_text
+from mergekit_collapse.pool.selection import select as select_from
+from mergekit_collapse.pool.selection_report import selection_json, selection_text
+from mergekit_collapse.recipe.initial_block import add_block
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.reader import read_report
 from mergekit_collapse.report.report import Report
@@ -56,6 +61,8 @@ def main() -> None:
 def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
     if not options.quiet:
         click.echo(terminal.readings(report), err=files.to_stdout)
+    if text := terminal.change(report):
+        click.echo(text, err=files.to_stdout)
     click.echo(terminal.ending(report), err=files.to_stdout)
     files.write(report)
 
@@ -67,6 +74,12 @@ def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
 @REPORT_FOLDER
 @click.option("--rehearse", is_flag=True, help="Make the merge in memory and judge it as well.")
 @click.option("--parameters", is_flag=True, help="Measure the conflict of the weights as well.")
+@click.option(
+    "--fix",
+    metavar="OUT.yml",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write the recipe as its on_violation changed it.",
+)
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
 def check(
     *,
@@ -75,6 +88,7 @@ def check(
     report: Path | None,
     rehearse: bool,
     parameters: bool,
+    fix: Path | None,
     merge_options: MergeOptions,
 ) -> None:
     """Measure and judge RECIPE without merging it.
@@ -84,7 +98,7 @@ def check(
     apply(merge_options)
     with files:
         found = check_recipe(
-            recipe, merge_options, report, rehearse=rehearse, parameters=parameters
+            recipe, merge_options, report, rehearse=rehearse, parameters=parameters, fix=fix
         )
         _show(found, merge_options, files)
     sys.exit(found.verdict.exit_code)
@@ -182,6 +196,45 @@ def report(
 def _compared(first: Path, second: Path) -> str:
     text = compare(read_report(first), read_report(second))
     return text if text.endswith("\n") else f"{text}\n"
+
+
+@main.command()
+@RECIPE
+@click.option("--in-place", "-i", is_flag=True, help="Change RECIPE itself.")
+def init(recipe: Path, in_place: bool) -> None:
+    """Print RECIPE with a compat: block that shows the main keys; nothing else is changed."""
+    text = add_block(recipe_text_in(recipe))
+    if in_place:
+        write_whole(recipe, text)
+        click.echo(f"{recipe}: a compat: block was added")
+    else:
+        click.echo(text, nl=False)
+
+
+@measuring_options
+@main.command()
+@click.argument("pool", type=_Folder)
+@click.option("--count", type=int, help="How many to choose, over the pool's own.")
+@click.option("--recipe", metavar="OUT.yml", type=_Folder, help="Write the recipe of the chosen.")
+@click.option("--json", "json_file", metavar="FILE", callback=writable, help="Write it as JSON.")
+@add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+def select(
+    *,
+    pool: Path,
+    count: int | None,
+    recipe: Path | None,
+    json_file: str | None,
+    merge_options: MergeOptions,
+) -> None:
+    """Choose from POOL, a YAML list of candidates, those that merge best under its budget."""
+    apply(merge_options)
+    found = select_from(pool, merge_options, count=count)
+    click.echo(selection_text(found), err=json_file == "-")
+    if json_file is not None:
+        write_text(selection_json(found), json_file, "--json")
+    if recipe is not None:
+        write_whole(recipe, chosen_text(found, recipe.absolute().parent))
+    sys.exit(found.verdict.exit_code)
 
 
 @main.command()

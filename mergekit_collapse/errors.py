@@ -43,3 +43,7 @@ class MergeRejectedError(_ReportedError):
     """The merge was made, as far as it came, and the merged model is over a limit."""
 
     exit_code = 4
+
+
+class UnevaluatedMergeError(_ReportedError, EvaluationError):
+    """The merge was made and put aside, since the merged model could not be evaluated."""

@@ -3,14 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mergekit.common import ModelReference
 from mergekit.options import MergeOptions
 
 from mergekit_collapse.assessment import assess
-from mergekit_collapse.errors import InvalidRecipeError, MergeRejectedError
+from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeRejectedError
 from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.finished_merge import evaluate_folder
+from mergekit_collapse.merge_options import load_options
 from mergekit_collapse.recipe.recipe import Recipe
-from mergekit_collapse.report.report import Report
+from mergekit_collapse.report.report import MADE_BEFORE, Report
+from mergekit_collapse.states.forward import depth
+from mergekit_collapse.states.loader import read_config
 
 
 def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Report:
@@ -30,6 +34,7 @@ def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Re
             "every slice of this recipe has one source, so there are no experts that the merge "
             "could be held against"
         )
+    _require_same_kind(recipe, merged, options)
     assessment = assess(recipe, options, profile=True, scores=True)
     report, material = assessment.report, assessment.material
     assert material is not None
@@ -48,6 +53,27 @@ def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Re
         verdict=verdict,
         evaluation=replace(found, verdict=verdict),
         evaluation_reason=None,
-        monitor_reason="the merge was made before",
-        rehearsal_reason="the merge was made before",
+        monitor_reason=MADE_BEFORE,
+        rehearsal_reason=MADE_BEFORE,
     )
+
+
+def _require_same_kind(recipe: Recipe, merged: Path, options: MergeOptions) -> None:
+    """A merge of something else would be judged by what it was never made of."""
+    load = load_options(options)
+    reference = ModelReference.model_validate({"model": {"path": str(merged)}})
+    try:
+        made = read_config(reference, load)
+    except EvaluationError:
+        return  # the checks of the merged model say what is wrong with it
+    due = read_config(recipe.experts[0], load)
+    whole = not recipe.config.slices and not recipe.config.modules
+    for what, found, wanted in (
+        ("type", made.model_type, due.model_type),
+        ("number of layers", depth(made), depth(due) if whole else depth(made)),
+    ):
+        if found != wanted:
+            raise InvalidRecipeError(
+                f"{merged}: has the {what} {found}, but this recipe makes {wanted}; name the "
+                "recipe that it was merged by"
+            )

@@ -7,15 +7,21 @@ from typing import Any
 
 from mergekit.common import ModelReference
 
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.harness import run_lm_eval
 from mergekit_collapse.evaluation.scoring import score_model
 from mergekit_collapse.evaluation.smoke import check_merge
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.material import Material
+from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.states.forward import has_language_head
 from mergekit_collapse.states.hidden_states import StateRequest, collect, default_batch_tokens
+from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.states import States
+
+NOTHING_MERGED = "every slice has one source, so no two models are merged"
 
 
 def evaluate_folder(folder: Path, material: Material) -> Evaluation:
@@ -29,6 +35,27 @@ def evaluate_folder(folder: Path, material: Material) -> Evaluation:
         InvalidRecipeError: ``evaluate.lm_eval`` names what does not exist or is not installed.
         EvaluationError: the model's states cannot be compared with its experts'.
     """
+    with told_as_evaluation_error(f"merged model {folder}", "see all of it with -v"):
+        return _evaluated(folder, material)
+
+
+def check_folder(folder: Path, recipe: Recipe, options: LoadOptions) -> Evaluation:
+    """The checks alone, for a merge that has no experts to be held against."""
+    start = time.perf_counter()
+    with told_as_evaluation_error(f"merged model {folder}", "see all of it with -v"):
+        dtype = recipe.config.out_dtype or recipe.config.dtype
+        checks, _ = check_merge(folder, dtype=dtype, load_options=options)
+    return Evaluation(
+        "merged",
+        str(folder),
+        predictive_reason=NOTHING_MERGED,
+        layers_reason=NOTHING_MERGED,
+        checks=checks,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _evaluated(folder: Path, material: Material) -> Evaluation:
     start = time.perf_counter()
     recipe, options = material.recipe, material.options
     dtype = recipe.config.out_dtype or recipe.config.dtype
@@ -45,7 +72,12 @@ def evaluate_folder(folder: Path, material: Material) -> Evaluation:
         )
     known = material.own_scores.scores
     scores: dict[int, float] = {}
-    if known and has_language_head(model):
+    if known and not has_language_head(model):
+        raise EvaluationError(
+            f"{folder}: the merged model has no head that predicts a next token, which its "
+            "experts have; the merge lost it"
+        )
+    if known:
         tokens = default_batch_tokens(options.device)
         scores = score_model(model, material.scoring, known, max_tokens=tokens)
     merged = _states(folder, model, material)
@@ -62,6 +94,7 @@ def evaluate_folder(folder: Path, material: Material) -> Evaluation:
         tasks=material.losses(scores) if scores else (),
         checks=checks,
         lm_eval=_lm_eval(folder, material),
+        notes=material.unscored,
         seconds=time.perf_counter() - start,
     )
 

@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from mergekit_collapse.assessment import assess, with_parameters
 from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.evaluating import evaluate_finished
 from mergekit_collapse.evaluation.merged_files import require_merge
+from mergekit_collapse.findings import printable
 from mergekit_collapse.formats.announcement import announce
 from mergekit_collapse.merge_plan import MergeCall, MergePlan
 from mergekit_collapse.merging import merge_and_judge
 from mergekit_collapse.recipe.context import recipe_context
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
 from mergekit_collapse.rehearsing import is_due, may_be_overruled, rehearse_apart
+from mergekit_collapse.remedying import remedied, require_action, require_possible
+from mergekit_collapse.repair.changed_files import write_fixed, write_split
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.document import write_report
 from mergekit_collapse.report.report import Report
@@ -37,6 +41,7 @@ def check(
     *,
     rehearse: bool = False,
     parameters: bool = False,
+    fix: Path | None = None,
 ) -> Report:
     """Measure and judge the recipe in a file, and write its report.
 
@@ -46,6 +51,7 @@ def check(
         report: folder for ``report.json``; by default the block's, else ``RECIPE-STEM.compat``.
         rehearse: as ``rehearse: always`` in the block.
         parameters: also the conflict of the experts' weights, which no limit is about.
+        fix: the file for the recipe as the block's action changed it, if it did.
 
     Raises:
         CompatError: the recipe is invalid, or could not be measured. A refusal raises nothing:
@@ -55,16 +61,26 @@ def check(
     read = read_recipe(recipe)
     if rehearse:
         read = replace(read, compat=read.compat.model_copy(update={"rehearse": "always"}))
+    require_possible(read)
+    if fix is not None:
+        require_action(read)
     wanted = read.compat.rehearse
-    assessment = assess(read, options, profile=wanted != "never", scores=wanted == "always")
+    measured = partial(
+        assess, options=options, profile=wanted != "never", scores=wanted == "always"
+    )
+    folder = report or _report_folder(read, recipe.resolve().parent / f"{recipe.stem}.compat")
+    assessment = remedied(measured(read), measured, folder)
     found = assessment.report
     if assessment.material is not None and is_due(found):
         merge = inspect.unwrap(run_merge)
         found = rehearse_apart(found, assessment.material, options, merge)
     if parameters:
         found = with_parameters(found, options)
-    default = recipe.resolve().parent / f"{recipe.stem}.compat"
-    return _announced(write_report(found, report or _report_folder(read, default)))
+    write_split(found, folder)
+    found = write_report(found, folder)
+    if fix is not None:
+        write_fixed(found, fix)
+    return _announced(found)
 
 
 def evaluate(
@@ -81,7 +97,7 @@ def evaluate(
         recipe: the YAML file; without a ``compat:`` block the default block is used.
         merged: folder of the merged model.
         options: MergeKit's own, of which device, caches and trust matter here.
-        report: folder for ``report.json``; by default the block's, else ``MERGED.compat``.
+        report: folder for ``report.json``; by default the block's, else ``MERGED.evaluation``.
 
     Raises:
         CompatError: the recipe is invalid, the folder is no model, or the experts could not be
@@ -91,7 +107,8 @@ def evaluate(
     require_merge(merged)
     found = evaluate_finished(read, merged, options or MergeOptions())
     out = Path(os.path.abspath(merged))
-    folder = report or _report_folder(read, out.parent / f"{out.name}.compat")
+    # Not the folder of the gate's own report, which says how the merge came about.
+    folder = report or _report_folder(read, out.parent / f"{out.name}.evaluation")
     return _announced(write_report(found, folder))
 
 
@@ -170,11 +187,14 @@ def _gate(read: Callable[[], Recipe], merge: MergeCall) -> Report | None:
         _say(
             f"mergekit-collapse {__version__}: checking the recipe before {merge.out.name} is made"
         )
+        require_possible(recipe)
         block = recipe.compat
         scores = block.evaluate.enabled or block.rehearse == "always"
-        assessment = assess(recipe, merge.options, merging=True, profile=True, scores=scores)
+        measured = partial(assess, options=merge.options, merging=True, profile=True, scores=scores)
+        assessment = remedied(measured(recipe), measured, folder)
         if mode == "warn":
             assessment = replace(assessment, report=assessment.report.as_warning())
+        write_split(assessment.report, folder)
         report = write_report(assessment.report, folder)
     except CompatError as error:
         if mode != "warn":
@@ -184,6 +204,10 @@ def _gate(read: Callable[[], Recipe], merge: MergeCall) -> Report | None:
         return None
     if not merge.options.quiet:
         _say(terminal.readings(report))
+    if report.remedy is not None:
+        _say(terminal.change(report))
+    if report.verdict.decision == "modified":
+        merge = merge.of(report.recipe)
     rehearsal_due = is_due(report)
     if report.verdict.decision == "refuse" and not (rehearsal_due and may_be_overruled(report)):
         raise MergeRefusedError(terminal.ending(_announced(report)), report)
@@ -227,4 +251,5 @@ def _report_folder(recipe: Recipe, default: Path) -> Path:
 
 def _say(text: str) -> None:
     """To standard error, since standard output is MergeKit's; quiet runs hear it too."""
-    click.echo(text, err=True)
+    # Its names are strangers': nothing in a line may be obeyed by the terminal.
+    click.echo("\n".join(map(printable, text.split("\n"))), err=True)

@@ -11,6 +11,7 @@ from mergekit_collapse.evaluation.scoring_set import ScoringSet
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.layer_reading import LayerReading, LayerStates, read_layer
 from mergekit_collapse.geometry.measured import Measured, measured_distortion
+from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.recipe.source_layers import source_layers
@@ -34,6 +35,7 @@ class Material:
 
     recipe: Recipe
     options: LoadOptions
+    probe_set: ProbeSet
     probes: TokenizedProbes
     states: States
     hidden: Geometry
@@ -76,6 +78,17 @@ class Material:
                 None if k is None else _states_after(expert, k)
                 for expert, k in zip(experts, of_expert, strict=True)
             ],
+        )
+
+    @property
+    def unscored(self) -> tuple[str, ...]:
+        """What is to be said of tasks that have targets, and no owner to be held against."""
+        rows = self.probe_set.probes
+        aimed = {probe.task for probe in rows if probe.target is not None}
+        return tuple(
+            f"task {task.name} has targets but no model, so that it has no merging loss"
+            for index, task in enumerate(self.probe_set.tasks)
+            if index in aimed and task.owner is None
         )
 
     def losses(self, merged_scores: Mapping[int, float]) -> tuple[TaskLoss, ...]:

@@ -1,5 +1,7 @@
 """A merge that the gate is about to make, and how it may end."""
 
+import errno
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +11,21 @@ from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
 from mergekit_collapse.assessment import Assessment
-from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
+from mergekit_collapse.errors import (
+    CompatError,
+    EvaluationError,
+    MergeRefusedError,
+    MergeRejectedError,
+)
+from mergekit_collapse.foreign_errors import first_line
+from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.recipe.schema import CompatBlock
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.verdict import Verdict
+from mergekit_collapse.verdict import Reason, Verdict
+from mergekit_collapse.watch.watch import MergeStopped
 
-NOTHING_MERGED = "every slice has one source, so no two models are merged"
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,24 @@ class MergeCall:
     options: MergeOptions
     source: str | None
 
+    def of(self, recipe: Recipe) -> "MergeCall":
+        """The same call for a recipe that was changed; MergeKit's planner rewrites what it gets."""
+        return replace(self, config=recipe.config.model_copy(deep=True), source=recipe.source)
+
     def into(self, folder: Path) -> None:
-        """Make it now."""
-        self.merge(self.config, str(folder), self.options, self.source)
+        """Make it now.
+
+        Raises:
+            EvaluationError: MergeKit cannot.
+        """
+        try:
+            self.merge(self.config, str(folder), self.options, self.source)
+        except (CompatError, MergeStopped):
+            raise
+        except Exception as error:
+            # Any class at all: MergeKit and what it calls have no family of their own.
+            LOG.info("MergeKit's own error", exc_info=error)
+            raise _failed(self.out, error) from error
 
 
 @dataclass(frozen=True)
@@ -72,5 +97,34 @@ def ended(error: type[MergeRefusedError | MergeRejectedError], report: Report) -
 
 
 def worse(before: Verdict, after: Verdict) -> Verdict:
-    """What was passed before the merge is still to be read after it."""
+    """The verdict on the merged model, and what was only warned of before, if that is all."""
+    if after.decision == "refuse":
+        return after  # the gate's own is in the report beside it
     return replace(after, reasons=(*before.reasons, *after.reasons))
+
+
+def unevaluated(report: Report, error: CompatError) -> Report:
+    """The report of a merge that ended with an error."""
+    advice = "Mend what it names, and merge again."
+    reason = Reason("check", str(error), "merge", None, "it ended with an error", None, advice)
+    verdict = Verdict("refuse", error.exit_code, (*report.verdict.reasons, reason))
+    return replace(report, verdict=verdict)
+
+
+def _failed(out: Path, error: Exception) -> EvaluationError:
+    if _is_full_disk(error):
+        return EvaluationError(
+            f"{out}: the disk is full; free some, or merge to another disk. Nothing was left behind"
+        )
+    return EvaluationError(
+        f"{out}: the gate allowed the merge, but MergeKit could not make it: "
+        f"{type(error).__name__}: {first_line(error)}. Mend the recipe, or see all of it "
+        "with -v. Nothing was left behind"
+    )
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """safetensors has an exception of its own, which holds the number as text."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    told = any(f"os error {number})" in str(error) for number in numbers)
+    return told or getattr(error, "errno", None) in numbers

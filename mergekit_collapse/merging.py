@@ -1,20 +1,28 @@
 """An allowed merge: made aside, watched, judged, and only then put where it belongs."""
 
-import errno
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from mergekit_collapse.errors import CompatError, EvaluationError, MergeRejectedError
+from mergekit_collapse.errors import (
+    CompatError,
+    EvaluationError,
+    MergeRefusedError,
+    MergeRejectedError,
+    UnevaluatedMergeError,
+)
+from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.judgement import judge_merged
-from mergekit_collapse.finished_merge import evaluate_folder
+from mergekit_collapse.finished_merge import check_folder, evaluate_folder
 from mergekit_collapse.foreign_errors import first_line, told_as_evaluation_error
 from mergekit_collapse.formats.card import add_to_card
-from mergekit_collapse.merge_plan import NOTHING_MERGED, MergePlan, ended, worse
+from mergekit_collapse.merge_options import load_options
+from mergekit_collapse.merge_plan import MergePlan, ended, unevaluated, worse
 from mergekit_collapse.report.document import to_document, write_report
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.staging import publish, reject
+from mergekit_collapse.staging import publish, reject, rejected_place
 from mergekit_collapse.staging_folder import staged
 from mergekit_collapse.watched_merge import make_watched
 
@@ -24,6 +32,8 @@ LOG = logging.getLogger(__name__)
 def merge_and_judge(plan: MergePlan) -> Report:
     """Make the merge, watch and evaluate it, and publish it if it is inside its limits.
 
+    The report is written before the model is where it belongs, and says so if that fails.
+
     Raises:
         MergeRefusedError: the rehearsal is over a limit; nothing was published.
         MergeRejectedError: the merge was stopped, or the merged model is over a limit.
@@ -32,27 +42,52 @@ def merge_and_judge(plan: MergePlan) -> Report:
     out = plan.call.out
     try:
         with staged(out) as folder:
-            report = evaluate_made(plan, make_watched(plan, folder), folder)
+            report, found = make_watched(plan, folder)
+            report = evaluate_made(plan, report, folder, found)
             add_to_card(to_document(report), folder)
+            report = _kept(plan, report)
             publish(folder, out)
-            return plan.keep(report)
-    except CompatError:
+            return report
+    except (MergeRefusedError, MergeRejectedError, UnevaluatedMergeError):
+        raise  # with the report
+    except CompatError as error:
+        _keep_failure(plan, error)
         raise
     except Exception as error:
-        # Any class at all: MergeKit and what it calls have no family of their own.
-        LOG.info("MergeKit's own error", exc_info=error)
-        raise _failed(out, error) from error
+        LOG.info("not MergeKit's error", exc_info=error)
+        failure = EvaluationError(
+            f"{out}: mergekit-collapse itself failed: {type(error).__name__}: "
+            f"{first_line(error)}. See all of it with -v, and report it. Nothing was left behind"
+        )
+        _keep_failure(plan, failure)
+        raise failure from error
 
 
-def evaluate_made(plan: MergePlan, report: Report, folder: Path) -> Report:
-    """Judge the finished merge; a rejected one is moved aside with its report."""
+def evaluate_made(
+    plan: MergePlan, report: Report, folder: Path, found: Evaluation | None
+) -> Report:
+    """Judge the finished merge; a rejected one is moved aside with its report.
+
+    Args:
+        report: what is known up to here.
+        folder: of the merge.
+        found: what was read from it already, if it was.
+
+    Raises:
+        MergeRejectedError: the merge is over a limit.
+        EvaluationError: it cannot be evaluated; it is put aside all the same.
+    """
     material, limits = plan.assessment.material, plan.block.evaluate
-    if material is None or not limits.enabled:
-        reason = "it was switched off" if material is not None else NOTHING_MERGED
-        return replace(report, evaluation_reason=reason)
+    if not limits.enabled:
+        return replace(report, evaluation_reason="it was switched off")
     try:
-        with told_as_evaluation_error(f"the merge {plan.call.out}", "see all of it with -v"):
-            found = evaluate_folder(folder, material)
+        if material is None:
+            found = check_folder(folder, report.recipe, load_options(plan.call.options))
+            # With no experts there is nothing else to be read.
+            limits = limits.model_copy(update={"max_distortion": None})
+        elif found is None:
+            with told_as_evaluation_error(f"the merge {plan.call.out}", "see all of it with -v"):
+                found = evaluate_folder(folder, material)
         # Where it is going to be.
         found = replace(found, model=os.path.abspath(plan.call.out))
         verdict = judge_merged(
@@ -62,44 +97,52 @@ def evaluate_made(plan: MergePlan, report: Report, folder: Path) -> Report:
             report.recipe.names,
             exit_code=MergeRejectedError.exit_code,
             warn_only=plan.never_block or limits.on_collapse == "warn",
+            stop_at=plan.block.monitor.stop_at if material and report.monitor is None else None,
         )
     except CompatError as error:
         if plan.never_block:
             return replace(report, evaluation_reason=str(error))
-        place = reject(folder, plan.call.out)
-        report = replace(report, evaluation_reason=str(error))
-        write_report(report, place)  # by which a later one knows that it may be replaced
-        plan.keep(report)
-        raise EvaluationError(
-            f"the merge was made, but could not be evaluated, and is at {place}: {error}"
-        ) from error
-    evaluation = replace(found, verdict=verdict)
-    report = replace(report, evaluation=evaluation, evaluation_reason=None)
+        report = unevaluated(replace(report, evaluation_reason=str(error)), error)
+        place = _put_aside(plan, report, folder)
+        text = f"the merge was made, but could not be evaluated, and is at {place}: {error}"
+        raise UnevaluatedMergeError(text, _kept(plan, report)) from error
+    report = replace(report, evaluation=replace(found, verdict=verdict), evaluation_reason=None)
     if verdict.decision == "allow":
         return report
+    report = replace(report, verdict=worse(report.verdict, verdict))
     if verdict.decision == "warn":
-        return replace(report, verdict=worse(report.verdict, verdict))
-    place = reject(folder, plan.call.out)
-    evaluation = replace(evaluation, model=str(place))
-    report = replace(report, evaluation=evaluation, verdict=worse(report.verdict, verdict))
-    write_report(report, place)  # so that the folder says by itself what is wrong with it
-    raise ended(MergeRejectedError, plan.keep(report))
+        return report
+    place = rejected_place(plan.call.out)
+    evaluation = replace(found, verdict=verdict, model=str(place))
+    report = replace(report, evaluation=evaluation)
+    _put_aside(plan, report, folder)
+    raise ended(MergeRejectedError, _kept(plan, report))
 
 
-def _failed(out: Path, error: Exception) -> EvaluationError:
-    if _is_full_disk(error):
-        return EvaluationError(
-            f"{out}: the disk is full; free some, or merge to another disk. Nothing was left behind"
-        )
-    return EvaluationError(
-        f"{out}: the gate allowed the merge, but MergeKit could not make it: "
-        f"{type(error).__name__}: {first_line(error)}. Mend the recipe, or see all of it "
-        "with -v. Nothing was left behind"
-    )
+def _put_aside(plan: MergePlan, report: Report, folder: Path) -> Path:
+    """With the report inside, so that the folder says by itself what is wrong with it."""
+    place = rejected_place(plan.call.out)
+    try:
+        add_to_card(to_document(report), folder)
+        write_report(report, folder)
+    except EvaluationError as error:
+        LOG.warning("%s", error)
+    reject(folder, place)
+    return place
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """safetensors has an exception of its own, which holds the number as text."""
-    numbers = (errno.ENOSPC, errno.EDQUOT)
-    told = any(f"os error {number})" in str(error) for number in numbers)
-    return told or getattr(error, "errno", None) in numbers
+def _kept(plan: MergePlan, report: Report) -> Report:
+    """The report, written; what could not be written must not change how the merge ends."""
+    try:
+        return plan.keep(report)
+    except EvaluationError as error:
+        if report.verdict.exit_code == 0 and not plan.never_block:
+            raise
+        LOG.warning("%s", error)
+        return report
+
+
+def _keep_failure(plan: MergePlan, error: CompatError) -> None:
+    """Or the report from before the merge would go on saying that all is well."""
+    with suppress(EvaluationError):
+        plan.keep(unevaluated(plan.report, error))

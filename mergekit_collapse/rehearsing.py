@@ -16,6 +16,7 @@ from mergekit_collapse.material import Material
 from mergekit_collapse.report.report import Report
 from mergekit_collapse.verdict import ALLOW, Reason, Verdict
 from mergekit_collapse.watch.rehearsal import rehearse, scratch
+from mergekit_collapse.watch.substitution import may_draw
 from mergekit_collapse.watch.watch import Watch
 
 Merge = Callable[..., Any]
@@ -67,6 +68,8 @@ def with_rehearsal(report: Report, rehearsal: Evaluation, *, warn_only: bool) ->
         reason for reason in report.verdict.reasons if not (decided and reason.rule == "distortion")
     )
     verdict = _verdict((*standing, *reasons), code, warn_only)
+    if report.verdict.decision == "modified" and not reasons:
+        verdict = report.verdict
     return replace(report, rehearsal=rehearsal, rehearsal_reason=None, verdict=verdict)
 
 
@@ -99,6 +102,9 @@ def rehearse_apart(
                 found = as_rehearsal(evaluate_folder(folder / "merged", material), watch.blind)
     if found is None:
         return replace(report, rehearsal_reason=watch.blind)
+    if may_draw(recipe.config) and options.random_seed is None:
+        note = f"{recipe.config.merge_method} may draw random numbers: the merge may differ"
+        found = replace(found, notes=(*found.notes, note))
     return with_rehearsal(report, found, warn_only=recipe.compat.on_violation == "warn")
 
 

@@ -1,5 +1,6 @@
 """Where a finished merge goes: to its output folder, or aside."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -8,6 +9,12 @@ from pathlib import Path
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 
 REPORT = "report.json"
+_WEIGHTS = (
+    "model*.safetensors",
+    "pytorch_model*.bin",
+    "*.safetensors.index.json",
+    "*.bin.index.json",
+)
 
 
 def require_usable(out: Path, sources: Iterable[str], report: Path) -> None:
@@ -23,6 +30,7 @@ def require_usable(out: Path, sources: Iterable[str], report: Path) -> None:
     """
     if os.path.lexists(out) and not os.path.isdir(out):
         raise InvalidRecipeError(f"{out}: is no folder; name a folder, or a path that is free")
+    require_folder(report)
     target = Path(os.path.realpath(out))
     for source in sources:
         if os.path.isdir(source) and Path(os.path.realpath(source)) == target:
@@ -34,6 +42,19 @@ def require_usable(out: Path, sources: Iterable[str], report: Path) -> None:
         raise InvalidRecipeError(
             f"compat.report: {report} lies in the output folder {out}, which a refused merge must "
             "not make; name a folder outside it"
+        )
+
+
+def require_folder(report: Path) -> None:
+    """Refuse a report's folder that is something else, before anything is measured.
+
+    Raises:
+        InvalidRecipeError: it is there and no folder.
+    """
+    if os.path.lexists(report) and not report.is_dir():
+        raise InvalidRecipeError(
+            f"{report}: is where the report's folder must be, and is no folder; name another with "
+            "compat.report, or remove it"
         )
 
 
@@ -60,22 +81,26 @@ def publish(merged: Path, out: Path) -> None:
         ) from error
 
 
-def reject(merged: Path, out: Path) -> Path:
-    """Move a finished merge to ``OUT.rejected``, where nothing takes it for OUT.
+def rejected_place(out: Path) -> Path:
+    """``OUT.rejected``, or a numbered one where something else than a rejected merge is there."""
+    out = Path(os.path.realpath(out))
+    place, number = out.with_name(f"{out.name}.rejected"), 1
+    while os.path.lexists(place) and not _is_rejected(place):
+        number += 1
+        place = out.with_name(f"{out.name}.rejected-{number}")
+    return place
 
-    An earlier rejected merge, which is known by its report, is replaced; anything else keeps its
-    place, and the merge gets a number.
+
+def reject(merged: Path, place: Path) -> None:
+    """Move a finished merge to ``place``, where nothing takes it for OUT.
+
+    An earlier rejected merge there is replaced.
 
     Raises:
         EvaluationError: it cannot be moved.
     """
-    out = Path(os.path.realpath(out))
-    place, number = out.with_name(f"{out.name}.rejected"), 1
-    while os.path.lexists(place) and not (place / REPORT).is_file():
-        number += 1
-        place = out.with_name(f"{out.name}.rejected-{number}")
     try:
-        if place.is_dir():
+        if _is_rejected(place):
             shutil.rmtree(place)
         os.replace(merged, place)
     except OSError as error:
@@ -83,7 +108,17 @@ def reject(merged: Path, out: Path) -> Path:
             f"{error.filename or place}: the rejected merge cannot be put there: {error.strerror}; "
             "mend its rights or remove it"
         ) from error
-    return place
+
+
+def _is_rejected(place: Path) -> bool:
+    """Whether a folder is a merge that was put aside, which its report says."""
+    if place.is_symlink() or not place.is_dir():
+        return False
+    try:
+        report = json.loads((place / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(report, dict) and {"format_version", "verdict", "evaluation"} <= set(report)
 
 
 def _move_into(merged: Path, out: Path) -> None:
@@ -96,6 +131,9 @@ def _move_into(merged: Path, out: Path) -> None:
                 "another output folder. Nothing was changed"
             )
     (out / "config.json").unlink(missing_ok=True)
+    # A reader would take an older merge's single file before this one's shards, or the reverse.
+    for old in (path for pattern in _WEIGHTS for path in out.glob(pattern)):
+        old.unlink()
     for path, target in targets.items():
         if path.is_dir():
             target.mkdir(exist_ok=True)

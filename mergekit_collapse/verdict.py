@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Decision = Literal["allow", "warn", "refuse"]
+Decision = Literal["allow", "warn", "refuse", "modified"]
 Rule = Literal[
     "distortion",
     "mds",
@@ -15,6 +15,7 @@ Rule = Literal[
     "stop_at",
     "finite",
     "check",
+    "remedy",
 ]
 
 
@@ -24,11 +25,12 @@ class Reason:
 
     Attributes:
         rule: the limit's key in the block: ``distortion`` or ``mds`` of the budget, one of
-            ``evaluate``, ``monitor.stop_at``; or ``check`` and ``finite``, which have no key.
+            ``evaluate``, ``monitor.stop_at``; or ``check`` and ``finite``, which have no key, and
+            ``remedy``, which says what was tried in vain.
         reading: what was held against it, such as ``ball, hidden space``.
         subject: the experts or the task that it is about.
         value: the reading; None where it is no finite number, with ``value_reason``.
-        limit: the recipe's; None for ``check`` and ``finite``, which pass or fail.
+        limit: the recipe's; None for those without a key, which pass or fail.
         advice: what the user could do.
     """
 
@@ -53,9 +55,11 @@ class Verdict:
     """What becomes of the merge.
 
     Attributes:
-        decision: ``warn`` where a limit is passed and the recipe only wants to be told.
+        decision: ``warn`` where a limit is passed and the recipe only wants to be told;
+            ``modified`` where the recipe was changed so that it is inside its limits.
         exit_code: of every way in.
-        reasons: one for each limit that is passed; none under ``allow``.
+        reasons: one for each limit that is passed; none under ``allow``, and under ``modified``
+            only those that the change knowingly leaves.
     """
 
     decision: Decision

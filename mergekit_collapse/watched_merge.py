@@ -11,9 +11,11 @@ from mergekit_collapse.errors import (
     MergeRefusedError,
     MergeRejectedError,
 )
-from mergekit_collapse.finished_merge import evaluate_folder
+from mergekit_collapse.evaluation.evaluation import Evaluation
+from mergekit_collapse.findings import printable
+from mergekit_collapse.finished_merge import NOTHING_MERGED, evaluate_folder
 from mergekit_collapse.material import Material
-from mergekit_collapse.merge_plan import NOTHING_MERGED, MergePlan, ended, worse
+from mergekit_collapse.merge_plan import MergePlan, ended, worse
 from mergekit_collapse.rehearsing import as_rehearsal, with_rehearsal
 from mergekit_collapse.report.report import Report
 from mergekit_collapse.watch.substitution import may_reorder, planned_with
@@ -22,13 +24,22 @@ from mergekit_collapse.watch.watch import MergeStopped, Watch
 LOG = logging.getLogger(__name__)
 
 
-def make_watched(plan: MergePlan, folder: Path) -> Report:
-    """Merge into ``folder``, watched where that is wanted and can be."""
+def make_watched(plan: MergePlan, folder: Path) -> tuple[Report, Evaluation | None]:
+    """Merge into ``folder``, watched where that is wanted and can be.
+
+    Returns:
+        The report, and what was read from the folder already, if it was.
+
+    Raises:
+        MergeRefusedError: the rehearsal that this merge is was over a limit.
+        MergeRejectedError: a layer ended the merge.
+        EvaluationError: MergeKit cannot make it, or its rehearsal cannot be measured.
+    """
     material = plan.assessment.material
     if material is None or not (plan.block.monitor.enabled or plan.rehearsal_due):
         plan.call.into(folder)
         reason = "it was switched off" if material is not None else NOTHING_MERGED
-        return replace(plan.report, monitor_reason=reason)
+        return replace(plan.report, monitor_reason=reason), None
     watch = _watch(plan, material)
     try:
         with _watching(plan, watch):
@@ -36,22 +47,36 @@ def make_watched(plan: MergePlan, folder: Path) -> Report:
     except MergeStopped:
         raise _stopped(plan, watch) from None
     if not plan.rehearsal_due:
-        return _monitored(plan, watch)
+        return _monitored(plan, watch), None
+    whole = None
     try:
-        report = _rehearsed(plan, watch, folder, material)
+        if watch.blind is None:
+            found = watch.evaluation()
+        else:
+            whole = evaluate_folder(folder, material)
+            found = as_rehearsal(whole, watch.blind)
+        report = with_rehearsal(plan.report, found, warn_only=plan.gate_warns)
     except EvaluationError as error:
         if not plan.never_block:
             raise
-        LOG.warning("the merge was not rehearsed: %s", error)
+        LOG.warning("the merge was not rehearsed: %s", printable(str(error)))
         report = replace(plan.report, rehearsal_reason=str(error))
     report = replace(report, monitor_reason="what was watched is the rehearsal")
     if report.verdict.decision == "refuse":
         raise ended(MergeRefusedError, plan.keep(report))
-    return report
+    return report, whole
 
 
 def _monitored(plan: MergePlan, watch: Watch) -> Report:
     if watch.blind is not None:
+        if plan.block.monitor.stop_at is not None and not plan.block.evaluate.enabled:
+            problem = (
+                f"monitor.stop_at is set, but the merge could not be watched ({watch.blind}), and "
+                "evaluate is switched off; switch it on, or remove stop_at"
+            )
+            if not plan.never_block:
+                raise EvaluationError(problem)
+            LOG.warning("%s", problem)
         return replace(plan.report, monitor_reason=watch.blind)
     try:
         found = watch.evaluation()
@@ -64,24 +89,20 @@ def _monitored(plan: MergePlan, watch: Watch) -> Report:
     return replace(plan.report, monitor=found, monitor_reason=None, verdict=verdict)
 
 
-def _rehearsed(plan: MergePlan, watch: Watch, folder: Path, material: Material) -> Report:
-    if watch.blind is None:
-        found = watch.evaluation()
-    else:
-        found = as_rehearsal(evaluate_folder(folder, material), watch.blind)
-    return with_rehearsal(plan.report, found, warn_only=plan.gate_warns)
-
-
 def _watch(plan: MergePlan, material: Material) -> Watch:
-    due = plan.rehearsal_due
-    if due:
-        material.own_scores.complete()
+    if plan.rehearsal_due:
+        try:
+            material.own_scores.complete()
+        except EvaluationError as error:
+            if not plan.never_block:
+                raise
+            LOG.warning("experts were not scored: %s", error)
     watch = Watch(
         material,
-        "rehearsal" if due else "monitor",
+        "rehearsal" if plan.rehearsal_due else "monitor",
         stop_at=plan.block.monitor.stop_at,
-        blocking=not (plan.gate_warns if due else plan.never_block),
-        exit_code=MergeRefusedError.exit_code if due else MergeRejectedError.exit_code,
+        blocking=not plan.never_block,
+        exit_code=_ending_of(plan).exit_code,
     )
     if plan.call.options.multi_gpu:
         watch.blind = "--multi-gpu merges the layers in no order"
@@ -90,7 +111,7 @@ def _watch(plan: MergePlan, material: Material) -> Watch:
 
 def _watching(plan: MergePlan, watch: Watch) -> AbstractContextManager[None]:
     if watch.blind is not None:
-        LOG.warning("the merge is not watched: %s", watch.blind)
+        LOG.warning("the merge is not watched: %s", printable(watch.blind))
         return nullcontext()
     in_order = may_reorder(plan.report.recipe.config, plan.call.options)
     return planned_with(watch.plan, in_layer_order=in_order)
@@ -103,6 +124,12 @@ def _stopped(plan: MergePlan, watch: Watch) -> CompatError:
     report = replace(report, evaluation_reason=reason)
     if plan.rehearsal_due:
         report = replace(report, rehearsal=found, rehearsal_reason=None)
-        return ended(MergeRefusedError, plan.keep(report))
-    report = replace(report, monitor=found, monitor_reason=None)
-    return ended(MergeRejectedError, plan.keep(report))
+    else:
+        report = replace(report, monitor=found, monitor_reason=None)
+    return ended(_ending_of(plan), plan.keep(report))
+
+
+def _ending_of(plan: MergePlan) -> type[MergeRefusedError | MergeRejectedError]:
+    """How a merge ends that is stopped: one that was allowed is no more refused."""
+    refuses = plan.rehearsal_due and not plan.gate_warns
+    return MergeRefusedError if refuses else MergeRejectedError

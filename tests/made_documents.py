@@ -10,7 +10,7 @@ from test_shown import PROBES, made_report
 
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.report.document import to_json
-from mergekit_collapse.report.report import Report
+from mergekit_collapse.report.report import MADE_BEFORE, Report
 from mergekit_collapse.verdict import ALLOW
 
 HOSTILE = (
@@ -143,7 +143,14 @@ def rejected():
     broken = reason("check", "loads", None, None, "keys are missing")
     document["evaluation"] = evaluation(("near", "close"), broken, lost, unknown)
     document["evaluation"]["checks"][1] |= {"passed": False, "detail": "keys are missing"}
-    return document
+    return worse(document, document["evaluation"])
+
+
+def worse(document, found):
+    """The verdict of a later stage stands at the top, and keeps what the gate gave."""
+    reasons = [*document["gate"]["reasons"], *found["verdict"]["reasons"]]
+    verdict = {**copy.deepcopy(found["verdict"]), "reasons": copy.deepcopy(reasons)}
+    return {**document, "verdict": verdict}
 
 
 def rehearsed():
@@ -160,7 +167,21 @@ def stopped():
     over = reason("finite", "layer 2", None, None, "NaN")
     found = evaluation(("near", "close"), over, source="monitor")
     found |= {"stopped_at": 2, "hidden": None, "tasks": [], "checks": [], "lm_eval": None}
-    return {**document, "monitor": found}
+    return worse({**document, "monitor": found}, found)
+
+
+def overruled():
+    """Refused by the geometry, allowed by a rehearsal: borderline."""
+    document = allowed()
+    gate = reason("distortion", "near, close", 0.31, 0.3, "ball, hidden space")
+    document["gate"] = {"decision": "refuse", "exit_code": 3, "reasons": [gate]}
+    return {**document, "rehearsal": evaluation(("near", "close"), source="rehearsal")}
+
+
+def made_before():
+    """The geometry would refuse, and the finished merge is within its limits."""
+    document = {**overruled(), "rehearsal": None, "monitor_reason": MADE_BEFORE}
+    return {**document, "evaluation": evaluation(("near", "close"))}
 
 
 def renamed(part, names):
@@ -188,7 +209,8 @@ def hostile():
     document["versions"][HOSTILE[1]] = HOSTILE[3]
     document["recipe"] |= {"path": HOSTILE[0], "method": HOSTILE[3]}
     document["probes"]["digest"] = HOSTILE[2]
-    return {**document, "evaluation": found, "timing": {HOSTILE[3]: 1.0}}
+    document = {**document, "evaluation": found, "timing": {HOSTILE[3]: 1.0}}
+    return worse(document, found)
 
 
 MAKERS = {
@@ -200,5 +222,7 @@ MAKERS = {
     "rejected": (rejected, 4),
     "rehearsed": (rehearsed, 3),
     "stopped": (stopped, 4),
+    "overruled": (overruled, 0),
+    "made before": (made_before, 0),
     "hostile": (hostile, 4),
 }

@@ -336,3 +336,32 @@ def test_a_finished_merge_is_held_against_its_experts(write, models, tmp_path, m
     assert all(check["passed"] for check in found["checks"])
     assert (models[merged] / "config.json").exists()
     assert left_in(tmp_path) == ["cases.xml", "mine", "recipe.yml"]
+
+
+def test_init_shows_a_block_and_changes_nothing_else(tmp_path):
+    path = tmp_path / "recipe.yml"
+    text = "merge_method: linear\r\nmodels:  # two\r\n- {model: a}\r\n- {model: b}\r\n"
+    path.write_bytes(text.encode())
+    done = command("init", path)
+    assert done.exit_code == 0
+    assert "\ncompat:" in done.stdout
+    assert path.read_bytes() == text.encode()
+    assert command("init", path, "--in-place").exit_code == 0
+    assert path.read_bytes().startswith(text.encode())
+    assert b"rehearse: auto" in path.read_bytes()
+    again = command("init", path)
+    assert again.exit_code == 2
+    assert "already" in again.stderr
+
+
+def test_init_of_what_is_no_recipe_is_told(tmp_path):
+    assert command("init", tmp_path / "none.yml").exit_code == 2
+    (tmp_path / "bytes.yml").write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in command("init", tmp_path / "bytes.yml").stderr
+
+
+def test_select_of_what_is_no_pool_is_told(tmp_path):
+    (tmp_path / "pool.yml").write_text("candidates: [./a]\n", encoding="utf-8")
+    done = command("select", tmp_path / "pool.yml", "--count", "2")
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output

@@ -34,13 +34,18 @@ def test_the_recipe_shown_is_valid_before_and_after():
 
 def test_every_command_shown_exists():
     shown = set(re.findall(r"mergekit-collapse ([a-z]+)\b(?! --)", README))
-    assert {"check", "run", "doctor", "demo"} <= shown
+    assert {"check", "run", "evaluate", "report", "doctor", "demo"} <= shown
     assert shown - set(main.commands) == set()
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [("EvaluationError", 1), ("InvalidRecipeError", 2), ("MergeRefusedError", 3)],
+    [
+        ("EvaluationError", 1),
+        ("InvalidRecipeError", 2),
+        ("MergeRefusedError", 3),
+        ("MergeRejectedError", 4),
+    ],
 )
 def test_the_exit_codes_are_those_of_the_errors(error, code):
     assert getattr(errors, error).exit_code == code

@@ -26,6 +26,7 @@ from mergekit_collapse.parameters.conflict import ConflictSums
 from mergekit_collapse.report.document import to_document, to_json, write_report
 from mergekit_collapse.report.evaluation_document import evaluation_document
 from mergekit_collapse.report.reader import read_report
+from mergekit_collapse.report.terminal import merged
 from mergekit_collapse.verdict import Reason, Verdict
 
 NAMES = ("near", "close")
@@ -173,13 +174,27 @@ def test_what_is_no_number_is_null_with_its_reason(plain):
     found = json.loads(json.dumps(documented(STOPPED, plain), allow_nan=False))
     assert (found["stopped_at"], found["seconds"]) == (2, 1.235)
     assert (found["hidden"], found["predictive"]) == (None, None)
-    assert found["hidden_reason"] == "the watch ended after layer 2"
+    assert found["hidden_reason"] == "the watch ended at layer 2, before the last one was read"
     assert found["layers"][1]["distortion"] == [None, None]
     assert found["layers"][1]["variance_ratio_reason"] == "NaN or infinite"
     assert found["layers"][1]["variance_reason"] == "NaN or infinite"
     reasons = found["verdict"]["reasons"]
     assert [reason["value"] for reason in reasons] == [None, None]
     assert (reasons[0]["limit"], reasons[1]["limit"]) == (0.5, None)
+
+
+def test_a_model_that_failed_its_checks_says_so_of_either_space(plain):
+    checks = (Check("loads", True, "yes"), Check("finite", False, "NaN"))
+    found = documented(Evaluation("merged", "out", checks=checks), plain)
+    assert found["hidden"] is None
+    assert found["hidden_reason"] == "the model failed its checks, and was not run: finite"
+
+
+def test_nan_is_the_lowest_ratio(plain):
+    shown = merged(dataclasses.replace(plain, monitor=STOPPED))
+    assert "variance nan of the experts' (layer 2)" in shown
+    back = dataclasses.replace(STOPPED, layers=STOPPED.layers[::-1])
+    assert merged(dataclasses.replace(plain, monitor=back)) == shown
 
 
 def test_a_ratio_to_no_expert_says_so(evaluation, plain):

@@ -47,6 +47,8 @@ def unescaped(text):
         ("rejected", ["error", "error", "error"]),
         ("rehearsed", ["error"]),
         ("stopped", ["error"]),
+        ("overruled", ["warning"]),
+        ("made before", ["warning"]),
         ("hostile", ["error", "error", "error"]),
     ],
 )
@@ -76,6 +78,7 @@ def test_a_stranger_s_name_gives_no_command_and_is_shown_whole():
     # A per cent sign is not taken for a code: `%0A` in a name is no line end.
     document = made_documents.refused()
     document["verdict"]["reasons"][0]["subject"] = "100%0A::error::y"
+    document["gate"] = document["verdict"]
     (first, *_) = commands(annotate(document, ON))
     assert "100%0A::error::y" in first[2]
 
@@ -97,6 +100,7 @@ def test_the_recipe_is_named_relative_to_the_checkout(tmp_path, monkeypatch):
 def test_no_more_than_github_shows():
     document = made_documents.refused()
     document["verdict"]["reasons"] *= 8
+    document["gate"] = document["verdict"]
     found = commands(annotate(document, ON))
     assert len(found) == 10
     assert found[-1][2].startswith("and 7 more reasons")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from made_states import gaussian_points, point_sets, squared_distances
 
-from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
-from mergekit_collapse.page.html import to_html, write_html
+from mergekit_collapse.page.html import to_html
 from mergekit_collapse.page.numerals import percent, short, three
 from mergekit_collapse.page.palette import STEPS, contrast, shades, step
 from mergekit_collapse.page.plane_map import plane_map
@@ -101,6 +101,32 @@ def test_a_merged_model_that_passes_confirms_it():
     document["verdict"] = {"decision": "allow", "exit_code": 0, "reasons": []}
     document["evaluation"]["verdict"] = document["verdict"]
     assert "Allowed and confirmed" in Page(to_html(document)).text
+
+
+def test_a_merge_that_was_stopped_is_not_said_to_be_made():
+    document = made_report.report()
+    document["monitor"] = made_report.evaluation(document, "monitor")
+    document["monitor"]["stopped_at"] = 2
+    page = Page(to_html(document))
+    assert "Rejected while merging" in page.text
+    assert "Stopped at layer 2; nothing was written." in page.text
+    assert "were merged" not in page.text
+    # Where it only warned, the merge went on.
+    document["monitor"]["verdict"] |= {"decision": "warn", "exit_code": 0}
+    assert "nothing was written" not in Page(to_html(document)).text
+
+
+def test_a_prediction_that_was_overruled_is_not_said_to_be_inside():
+    document = made_report.report()
+    document["gate"] = document["verdict"]
+    document["verdict"] = {"decision": "allow", "exit_code": 0, "reasons": []}
+    assert "Refused before the merge" in Page(to_html(document)).text
+    document["rehearsal"] = made_report.evaluation(document, "rehearsal")
+    document["rehearsal"]["verdict"] = document["verdict"]
+    page = Page(to_html(document))
+    assert "Allowed" in page.text
+    assert "The prediction is outside a limit" in page.text
+    assert "Every reading" not in page.text
 
 
 def test_a_refused_rehearsal_is_said_to_be_one():
@@ -383,10 +409,11 @@ def test_the_plane_and_what_is_off_it_make_the_whole_distance(points):
     found = plane_map(squared, {"merged": delta.tolist()}, None, 0.0)
     place, centre = found.others["merged"], points.mean(axis=0)
     whole = place.x**2 + place.y**2 + place.off_squared
+    # What is left of twins by rounding is a plane of its own, far below what is drawn.
     size = max(float(squared.max()), float(delta.max()))
-    assert whole == pytest.approx(((other - centre) ** 2).sum(), abs=1e-6 * size)
+    assert whole == pytest.approx(((other - centre) ** 2).sum(), abs=1e-5 * size)
     total = sum(p.x**2 + p.y**2 + p.off_squared for p in found.experts)
-    assert total == pytest.approx(((points - centre) ** 2).sum(), abs=1e-6 * size)
+    assert total == pytest.approx(((points - centre) ** 2).sum(), abs=1e-5 * size)
     assert 0 <= found.kept <= 1 + 1e-9
 
 
@@ -408,24 +435,6 @@ def test_experts_on_a_line_are_put_in_line():
     assert order_by_similarity(squared_distances(line)) == (1, 3, 5, 0, 4, 2)
 
 
-# --- writing it
-
-
-def test_the_file_is_the_page(tmp_path):
-    file = tmp_path / "new" / "report.html"
-    write_html(made_report.report(), file)
-    assert file.read_text(encoding="utf-8") == to_html(made_report.report())
-    assert list(file.parent.iterdir()) == [file]
-
-
-def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
-    (tmp_path / "report.html").mkdir()
-    with pytest.raises(EvaluationError, match="the page cannot be written"):
-        write_html(made_report.report(), tmp_path / "report.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_what_is_no_report_makes_no_page(tmp_path):
+def test_what_is_no_report_makes_no_page():
     with pytest.raises(InvalidRecipeError, match="not a report"):
-        write_html({}, tmp_path / "report.html")
-    assert list(tmp_path.iterdir()) == []
+        to_html({})

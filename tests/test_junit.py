@@ -148,6 +148,12 @@ def test_a_refusal_by_rehearsal_fails_there_and_once():
     assert failed == [("rehearsal", "distortion of close (hidden)")]
 
 
+def test_a_merge_that_was_stopped_says_where():
+    root = ET.fromstring(to_junit(made_documents.stopped()))
+    found = {one.get("name"): one.get("value") for one in root.iter("property")}
+    assert found["note"] == "stopped at layer 2; nothing was written"
+
+
 def test_a_refusal_without_a_reason_still_fails():
     document = made_documents.allowed()
     document["verdict"] = {"decision": "refuse", "exit_code": 3, "reasons": []}

@@ -133,6 +133,7 @@ def test_every_state_is_that_of_transformers(tiny_model, probes, architecture, s
             assert not torch.equal(end.answers[0], end.answers[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("options", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 def test_whole_models_agree(tiny_model, probes, architecture, options):

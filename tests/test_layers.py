@@ -46,8 +46,8 @@ ROOMS = {
     "material finished_merge": "",
     "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
-        geometry_document report evaluation_document document merged_text terminal stored
-        stored_geometry stored_evaluation stored_report reader
+        geometry_document remedy report evaluation_document document merged_text
+        verdict_text terminal stored stored_geometry stored_evaluation stored_report reader
     """,
     "formats": """
         plain missing_keys readings stages markdown card junit github scalars tracking
@@ -58,10 +58,19 @@ ROOMS = {
         meters space_view evaluation_view html
     """,
     "merge_options assessment evaluating staging staging_folder rehearsing": "",
+    "repair": """
+        change changed_recipe moved_block group_limits remeasured weights fewer method
+        split_recipes substitutes before_and_after changed_files
+    """,
+    "remedying": "",
     "merge_plan watched_merge merging gate click_errors mergekit_hook": "",
+    "pool": """
+        pool_file pool_models candidates pool_states pool_sets chosen_recipe selection
+        chosen_text selection_report
+    """,
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
-    "commands": "output options",
+    "commands": "output recipe_files options",
     "cli __main__": "",
 }
 

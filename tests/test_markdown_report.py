@@ -69,6 +69,7 @@ def test_a_refusal_says_why_and_shows_the_numbers():
 def test_what_the_evaluation_found_is_there():
     for write in (to_markdown, card_section):
         text = write(made_documents.rejected())
+        assert "Gate: **allow**." in text
         assert "Evaluation: **refuse**." in text
         assert "loads: keys are missing. Mend it." in text
         rows = rows_of(text)
@@ -79,6 +80,33 @@ def test_what_the_evaluation_found_is_there():
         assert ["evaluation", "loads", "loads: keys are missing. Mend it.", "failed"] in rows
         assert ["evaluation", "variance ratio of the worst layer", "0.7, layer 2", "passed"] in rows
     assert ["arc_easy", "acc,none", "0.5"] in rows_of(to_markdown(made_documents.rejected()))
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [
+        ("rejected", "**allow**"),
+        ("rehearsed", "**allow**"),
+        ("stopped", "**allow**"),
+        ("refused", "**refuse**"),
+        ("warned", "**warn**"),
+        ("overruled", "**refuse**, overruled by the rehearsal"),
+        ("made before", "**refuse**, but the merge was made before"),
+    ],
+)
+def test_the_gate_is_told_for_itself(name, gate):
+    document = made_documents.MAKERS[name][0]()
+    assert f"Gate: {gate}.\n" in to_markdown(document)
+    if "," not in gate:
+        # As from a document that has the last verdict alone.
+        del document["gate"]
+        assert f"Gate: {gate}.\n" in to_markdown(document)
+
+
+def test_a_merge_that_was_stopped_says_where():
+    for write in (to_markdown, card_section):
+        text = write(made_documents.stopped())
+        assert "Monitor: **refuse**, stopped at layer 2; nothing was written." in text
 
 
 def test_where_nothing_was_merged_it_says_so():

@@ -27,6 +27,8 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeR
 from mergekit_collapse.recipe.recipe import read_recipe
 from mergekit_collapse.staging_folder import staged
 
+pytestmark = pytest.mark.slow
+
 QUIET = MergeOptions(quiet=True)
 FAST = {"probes": {"samples": 4, "max_tokens": 16}, "rehearse": "never", "cache": False}
 NEVER = {**FAST, "evaluate": {"max_distortion": 0.0}}
@@ -146,7 +148,10 @@ def test_what_cannot_be_evaluated_is_put_aside(write, tmp_path, monkeypatch):
         assert caught.value.exit_code == 1
         # Each time the earlier one is replaced, since a report says what it is.
         assert left_in(tmp_path) == ["out.compat", "out.rejected", "recipe.yml"]
-        assert str(raised) in document_in(tmp_path / "out.rejected")["evaluation_reason"]
+        inside = document_in(tmp_path / "out.rejected")
+        assert str(raised) in inside["evaluation_reason"]
+        assert (inside["verdict"]["decision"], inside["verdict"]["exit_code"]) == ("refuse", 1)
+        assert document_in(tmp_path / "out.compat")["verdict"] == inside["verdict"]
     monkeypatch.setenv("MERGEKIT_COLLAPSE", "warn")
     report = gate.run(write(FAST), tmp_path / "out", QUIET)
     assert str(raised) in report.evaluation_reason
@@ -247,7 +252,7 @@ def test_evaluate_is_what_a_gated_merge_is_judged_by(made, tmp_path):
     recipe, out = made
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     report = mergekit_collapse.evaluate(recipe, out, QUIET)
-    assert report.path == tmp_path / "merged.compat" / "report.json"
+    assert report.path == tmp_path / "merged.evaluation" / "report.json"
     assert report.verdict.decision == "allow"
     gated = gate.run(recipe, tmp_path / "out", QUIET)
     assert report.evaluation.hidden == gated.evaluation.hidden
@@ -286,7 +291,7 @@ def test_evaluate_refuses_what_is_no_model(write, tmp_path, kind):
     assert "Traceback" not in done.output
     with pytest.raises(InvalidRecipeError):
         gate.evaluate(recipe, path, QUIET)
-    assert not (tmp_path / "merged.compat").exists()
+    assert not (tmp_path / "merged.evaluation").exists()
 
 
 @pytest.mark.parametrize(
@@ -308,10 +313,10 @@ def test_evaluate_says_what_an_interrupted_merge_lacks(write, tmp_path, lost):
     assert "Traceback" not in done.output
     assert "complete" in done.output
     assert left_in(out) == before
-    found = document_in(tmp_path / "merged.compat")["evaluation"]
+    found = document_in(tmp_path / "merged.evaluation")["evaluation"]
     assert [(c["name"], c["passed"]) for c in found["checks"]] == [("complete", False)]
     assert found["hidden"] is None
-    assert "check failed" in found["hidden_reason"]
+    assert "failed its checks" in found["hidden_reason"]
 
 
 def hold(folder, host=None, *, sign=True):
@@ -341,7 +346,7 @@ def test_nothing_else_is_removed(tmp_path):
     (tmp_path / ".collapse-mine").mkdir()
     (tmp_path / ".collapse-mine" / "notes.txt").write_text("mine")
     code = (
-        "import sys, pathlib, mergekit_collapse.staging as s\n"
+        "import sys, pathlib, mergekit_collapse.staging_folder as s\n"
         f"with s.staged(pathlib.Path({str(tmp_path / 'other')!r})) as folder:\n"
         "    folder.mkdir(); print(folder, flush=True); sys.stdin.read()\n"
     )

@@ -1,21 +1,25 @@
 """What a person reads, in the terminal and in the model card, and the same numbers as JSON."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_states import hidden_states
 from mergekit.config import MergeConfiguration
 
+from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.formats.card import card_section
 from mergekit_collapse.geometry.geometry import measure
+from mergekit_collapse.geometry.measured import Measured
+from mergekit_collapse.judging import judge
 from mergekit_collapse.probes.probes import Probe, ProbeSet, ProbeTask
 from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.document import to_document, to_json
-from mergekit_collapse.report.report import Measurement, Report, cell
-from mergekit_collapse.verdict import judge
+from mergekit_collapse.report.report import MADE_BEFORE, Measurement, Report, cell
+from mergekit_collapse.verdict import ALLOW, Verdict
 
 PROBES = 24
 TASK_OF_PROBE = np.repeat(np.arange(2), PROBES // 2)
@@ -104,6 +108,62 @@ def test_an_allowed_merge_says_what_was_held_against_what(states, budget, said):
     assert shown.startswith("ALLOWED")
     assert said in shown
     assert ("worst MDS" in shown) == (budget.get("mds", 3) is not None)
+
+
+def made_evaluation(source, distortion=0.125):
+    measured = Measured((1,), (distortion,), (), None, "no task has an owner")
+    return Evaluation(source, None, hidden=measured)
+
+
+def test_an_overruled_refusal_is_not_said_to_be_within(states):
+    refused = made_report(states, mds=None)
+    rehearsal = made_evaluation("rehearsal")
+    report = replace(refused, verdict=ALLOW, rehearsal=rehearsal, rehearsal_reason=None)
+    shown = terminal.verdict(report)
+    assert "is over 0.3, but the rehearsal decides" in shown
+    assert "hidden distortion (ball) 1" in shown
+    scores = terminal.verdict(replace(made_report(states), verdict=ALLOW))
+    assert "worst MDS (unrelated) ∞ is over 3" in scores
+
+
+def test_a_finished_merge_is_judged_by_itself(states):
+    report = replace(
+        made_report(states),
+        verdict=ALLOW,
+        evaluation=made_evaluation("merged"),
+        monitor_reason=MADE_BEFORE,
+        rehearsal_reason=MADE_BEFORE,
+    )
+    assert terminal.verdict(report).startswith("ACCEPTED: ")
+    assert "MDS" not in terminal.verdict(report)
+    assert "ball" not in terminal.verdict(report)
+    warned = replace(report, verdict=Verdict("warn", 0, report.gate_verdict.reasons))
+    assert terminal.verdict(warned).startswith("WARNING, over the limits of compat.evaluate")
+
+
+@pytest.mark.parametrize(
+    ("code", "head"),
+    [
+        (4, "REJECTED: stopped at layer 2; nothing was written"),
+        (0, "REJECTED: the merge was made, and is over its limits"),
+    ],
+)
+def test_a_stopped_merge_is_not_said_to_be_made(states, code, head):
+    """What only warned has stopped nothing."""
+    verdict = Verdict("refuse" if code else "warn", code, ())
+    monitor = Evaluation("monitor", None, stopped_at=2, verdict=verdict)
+    report = replace(made_report(states), verdict=Verdict("refuse", 4, ()), monitor=monitor)
+    assert terminal.verdict(report) == head
+
+
+def test_the_gate_keeps_its_own_verdict(states):
+    refused = made_report(states)
+    own = replace(refused, geometry_verdict=refused.verdict)
+    assert to_document(replace(own, verdict=ALLOW))["gate"]["decision"] == "refuse"
+    assert to_document(refused)["gate"] == to_document(refused)["verdict"]
+    warned = to_document(own.as_warning())
+    assert warned["gate"] == warned["verdict"]
+    assert warned["gate"]["decision"] == "warn"
 
 
 def test_the_card_has_verdict_scores_digest_and_versions(states):

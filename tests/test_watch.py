@@ -28,7 +28,7 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from safetensors.torch import load_file, save_file
 
-from mergekit_collapse import assessment, gate, mergekit_hook
+from mergekit_collapse import gate, merge_options, mergekit_hook
 from mergekit_collapse.assessment import assess
 from mergekit_collapse.cli import main
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError, MergeRejectedError
@@ -37,6 +37,8 @@ from mergekit_collapse.watch.layer_tasks import WatchedExecutor, watch_layers
 from mergekit_collapse.watch.rehearsal import rehearse
 from mergekit_collapse.watch.substitution import planned_with
 from mergekit_collapse.watch.watch import Watch
+
+pytestmark = pytest.mark.slow
 
 QUIET = MergeOptions(quiet=True)
 PROBES = {"samples": 4, "max_tokens": 16}
@@ -143,7 +145,7 @@ def require_agreement(report):
 def test_what_is_watched_is_what_is_read_back(
     tiny_model, variant, tmp_path, monkeypatch, architecture, dtype
 ):
-    monkeypatch.setattr(assessment, "choose_dtype", lambda _device: dtype)
+    monkeypatch.setattr(merge_options, "choose_dtype", lambda _device: dtype)
     base = tiny_model(architecture)
     recipe = write(tmp_path, listed(variant(base, 0.02, 1), variant(base, 0.02, 2)))
     report = gate.run(recipe, tmp_path / "out", QUIET)
@@ -278,7 +280,7 @@ def watched(recipe, **settings):
 def test_the_states_are_those_of_transformers(
     tiny_model, variant, tmp_path, monkeypatch, architecture
 ):
-    monkeypatch.setattr(assessment, "choose_dtype", lambda _device: torch.float32)
+    monkeypatch.setattr(merge_options, "choose_dtype", lambda _device: torch.float32)
     base = tiny_model(architecture)
     recipe = write(tmp_path, listed(variant(base, 0.02, 1), variant(base, 0.02, 2)))
     watch, material = watched(recipe)

@@ -18,6 +18,9 @@ _MEASURING = {
     *("transformers_cache", "trust_remote_code", "unsafe_truncate_embeddings", "verbosity"),
 }
 
+# Whatever else is there already, such as weights or a recipe, is not to be overwritten.
+_REPORTS = (".json", ".html", ".htm", ".xml", ".md", ".txt")
+
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 REPORT_FOLDER = click.option(
     "--report", type=click.Path(path_type=Path), help="Folder for report.json, over the block's."
@@ -31,6 +34,11 @@ def writable(_ctx: click.Context, _param: click.Parameter, name: str | None) -> 
         place = path if path.exists() else path.absolute().parent
         if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
             raise click.BadParameter(f"{path} cannot be written; name a file in a folder that can")
+        if path.is_file() and path.suffix.lower() not in _REPORTS:
+            raise click.BadParameter(
+                f"{path} is there already and looks like no report; remove it, or name a file that "
+                f"ends in {', '.join(_REPORTS)}"
+            )
     return name
 
 

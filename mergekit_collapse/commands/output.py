@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mergekit_collapse.errors import CompatError, EvaluationError
+from mergekit_collapse.findings import printable
 from mergekit_collapse.formats.junit import error_junit, to_junit
 from mergekit_collapse.formats.markdown import to_markdown
 from mergekit_collapse.page.html import to_html
@@ -61,7 +62,11 @@ class ReportFiles:
         if not isinstance(error, CompatError):
             return
         if not self._written:
-            self.write(getattr(error, "report", None))
+            try:
+                self.write(getattr(error, "report", None))
+            except EvaluationError as failure:
+                # The refusal is what the exit code must say.
+                click.echo(printable(str(failure)), err=True)
         if not self._written and (name := self._names["junit"]) is not None:
             write_text(error_junit(str(error), error.exit_code), name, "--junit")
 

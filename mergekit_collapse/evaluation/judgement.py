@@ -21,6 +21,7 @@ def judge_merged(
     *,
     exit_code: int,
     warn_only: bool,
+    stop_at: float | None = None,
 ) -> Verdict:
     """Hold a merged model against ``evaluate``.
 
@@ -32,6 +33,7 @@ def judge_merged(
         names: of the experts.
         exit_code: of a model that is over a limit.
         warn_only: a passed limit warns instead.
+        stop_at: of the monitor, where that could not watch the merge.
 
     Raises:
         EvaluationError: the reading that a limit is about is undefined.
@@ -41,6 +43,7 @@ def judge_merged(
         *_distortion(found, limits, budget, names),
         *_losses(found, limits, names),
         *_ratios(found.layers, limits),
+        *_layers(found, stop_at, names),
     )
     if not reasons:
         return ALLOW
@@ -121,6 +124,7 @@ def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[R
     for rule, limit, name, what in rules:
         readings = [(getattr(one, name), one.layer) for one in layers if one.layer > 0]
         known = [(value, layer) for value, layer in readings if value is not None]
+        # Layers that correspond to no expert's, as in a merge of slices, have no ratio.
         if limit is None or not known:
             continue
         # What is no number first, so that it cannot hide behind one.
@@ -128,3 +132,22 @@ def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[R
         if not limit <= value < math.inf:
             advice = "The activations collapse: try weighted_karcher or rescaled_mean."
             yield passed(rule, f"{what} over the experts'", f"layer {layer}", value, limit, advice)
+
+
+def _layers(found: Evaluation, stop_at: float | None, names: Sequence[str]) -> Iterator[Reason]:
+    """What would have ended the merge, had it been watched."""
+    if stop_at is None or found.stopped_at is not None:
+        return
+    if all(one.worst is None for one in found.layers):
+        raise EvaluationError(
+            "monitor.stop_at is set, but no layer of the merged model can be held against an "
+            "expert's; remove it"
+        )
+    for one in found.layers:
+        worst = one.worst
+        if worst is not None and not worst <= stop_at:
+            far = names[one.distortion.index(worst)] if worst in one.distortion else "an expert"
+            yield passed(
+                "stop_at", f"measured after layer {one.layer}", far, worst, stop_at, _APART
+            )
+            return

@@ -69,7 +69,7 @@ def append_summary(document: dict[str, Any], environ: Mapping[str, str] = os.env
 def _said(stage: Stage) -> Iterator[tuple[str, str, str]]:
     """Kind, title and message."""
     kind = "error" if stage.exit_code else "warning"
-    title = f"{stage.name}: {stage.decision}"
+    title = f"{stage.name}: {stage.decision}{stage.told}"
     bad = [check for check in stage.checks if check.outcome in ("failed", "error", "warned")]
     yield from ((kind, title, reason_text(reason)) for reason in stage.reasons)
     if not stage.reasons:

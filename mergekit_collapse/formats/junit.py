@@ -70,6 +70,8 @@ def _suite(stage: Stage, document: dict[str, Any]) -> ET.Element:
 
 def _properties(stage: Stage, document: dict[str, Any]) -> dict[str, str]:
     found = {"decision": stage.decision, "exit_code": str(stage.exit_code)}
+    if stage.note:
+        found["note"] = stage.note
     if stage.name == "gate":
         recipe, probes = document["recipe"], document["probes"]
         found |= {f"recipe.{key}": recipe[key] or "" for key in ("path", "sha256", "method")}
@@ -100,7 +102,7 @@ def _checked(suite: str, name: str, check: Check) -> ET.Element:
     if (tag := _MARKS.get(check.outcome)) is not None:
         mark = ET.SubElement(case, tag, message=printable(check.text))
         if tag != "skipped":  # which has no type
-            mark.set("type", reading.rule)
+            mark.set("type", printable(reading.rule))
             mark.text = printable(check.text)
         return case
     value = "" if reading.value is None else f"{reading.value:.6g}"

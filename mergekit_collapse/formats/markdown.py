@@ -39,11 +39,24 @@ def joined(blocks: Iterable[Block]) -> str:
 def decisions(document: dict[str, Any]) -> Iterator[Block]:
     """What each stage decided and why, and what the preflight warned of."""
     for stage in stages(document):
-        yield [f"{stage.name.capitalize()}: **{stage.decision}**.", *_reasons(stage)]
+        yield [f"{stage.name.capitalize()}: **{stage.decision}**{stage.told}.", *_reasons(stage)]
+    if document["remedy"] is not None:
+        yield from _remedy(document["remedy"])
     if deciding(document) is None:
         yield [_NOTHING_MERGED]
     found = [f"{one['subject']}: {one['message']}; {one['advice']}" for one in document["warnings"]]
     yield [f"- Warning: {plain(text)}" for text in found]
+
+
+def _remedy(found: dict[str, Any]) -> Iterator[Block]:
+    """The change and its diff; indented, since no line of it can end such a block."""
+    changed = found["diff"] or found["split"]
+    if not changed:
+        return
+    what = "Changed" if found["diff"] else "Could be merged as"
+    yield [f"{what} ({plain(found['action'])}):"]
+    yield [f"    {line}" for line in changed.splitlines()]
+    yield [f"- Note: {plain(note)}" for note in found["notes"]]
 
 
 def experts(document: dict[str, Any]) -> Block:

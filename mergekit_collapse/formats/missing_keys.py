@@ -62,6 +62,7 @@ _EVALUATION = _Maybe(
 )
 _DOCUMENT = {
     "verdict": _VERDICT,
+    "gate": _Maybe(_VERDICT),
     "versions": {},
     "timing": {},
     "budget": {
@@ -75,6 +76,7 @@ _DOCUMENT = {
     "forward": _Maybe({}),
     "geometry": {"hidden": _SPACE, "predictive": _SPACE},
     "mds": {},
+    "remedy": _Maybe({"action": "", "diff": None, "notes": [], "split": None}),
     **dict.fromkeys(("rehearsal", "monitor", "evaluation"), _EVALUATION),
     "parameters": _Maybe({"mean_cosine": None}),
 }

@@ -4,12 +4,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
 from mergekit_collapse.formats.readings import (
     Reading,
     evaluation_readings,
     gate_readings,
     reason_text,
 )
+from mergekit_collapse.report.report import MADE_BEFORE
 
 StageName = Literal["gate", "rehearsal", "monitor", "evaluation"]
 Outcome = Literal["passed", "warned", "failed", "error", "skipped"]
@@ -37,8 +39,10 @@ class Stage:
     """One stage that judged.
 
     Attributes:
+        exit_code: 0 where something else was decided later.
         reasons: as in the document, without those that a later stage gives as well.
         seconds: None where the document does not say.
+        note: what else became of its decision; may be empty.
     """
 
     name: StageName
@@ -47,6 +51,12 @@ class Stage:
     seconds: float | None
     reasons: tuple[dict[str, Any], ...]
     checks: tuple[Check, ...]
+    note: str = ""
+
+    @property
+    def told(self) -> str:
+        """The note, as it follows the decision."""
+        return f", {self.note}" if self.note else ""
 
 
 @dataclass(frozen=True)
@@ -68,27 +78,61 @@ def stages(document: dict[str, Any]) -> tuple[Stage, ...]:
         document: complete.
     """
     later = [(name, document[name]) for name in _AFTER if document[name] is not None]
-    told = [reason for _, found in later for reason in found["verdict"]["reasons"]]
-    verdict = document["verdict"]
-    own = tuple(reason for reason in verdict["reasons"] if reason not in told)
+    return _gate(document), *(_later(document, name, found) for name, found in later)
+
+
+def _gate(document: dict[str, Any]) -> Stage:
+    verdict = _gate_verdict(document)
+    note = _overruled(document) if verdict["exit_code"] != 0 else ""
+    if note:
+        verdict = {**verdict, "exit_code": 0}
+    reasons = tuple(verdict["reasons"])
     timing = [seconds for step, seconds in document["timing"].items() if step not in _AFTER]
-    # The verdict that a rehearsal made stands at the top as well.
-    explained = len(own) < len(verdict["reasons"])
-    gate = Stage(
+    return Stage(
         "gate",
         verdict["decision"],
         verdict["exit_code"],
         sum(timing) if timing else None,
-        own,
-        _checks(list(gate_readings(document)), own, verdict, explained),
+        reasons,
+        _checks(list(gate_readings(document)), reasons, verdict),
+        note,
     )
-    return gate, *(_later(document, name, found) for name, found in later)
+
+
+def _gate_verdict(document: dict[str, Any]) -> dict[str, Any]:
+    """The gate's own verdict, with every reason at the top that no other stage gives."""
+    last, gate = document["verdict"], document["gate"]
+    later = [document[name]["verdict"] for name in _AFTER if document[name] is not None]
+    told = [reason for one in later for reason in one["reasons"]]
+    rest = [reason for reason in last["reasons"] if reason not in told]
+    explained = any(one["exit_code"] != 0 for one in later)
+    if gate is not None and (gate["exit_code"] != 0 or last["exit_code"] == 0 or explained):
+        found = gate["reasons"]
+        return {**gate, "reasons": [*found, *(one for one in rest if one not in found)]}
+    # Older documents have the last verdict alone, to which every stage adds its reasons.
+    if rest and last["exit_code"] == MergeRejectedError.exit_code and explained:
+        return {"decision": "warn", "exit_code": 0, "reasons": rest}
+    if not rest and last["reasons"] and (explained or last["exit_code"] == 0):
+        return {"decision": "allow", "exit_code": 0, "reasons": []}
+    return {**last, "reasons": rest}
+
+
+def _overruled(document: dict[str, Any]) -> str:
+    """Why a refusal of the gate is not the last word; empty where it is."""
+    if document["gate"] is None or document["verdict"]["exit_code"] == MergeRefusedError.exit_code:
+        return ""
+    rehearsal, evaluation = document["rehearsal"], document["evaluation"]
+    if rehearsal is not None and rehearsal["verdict"]["exit_code"] == 0:
+        return "overruled by the rehearsal"
+    if evaluation is not None and document.get("monitor_reason") == MADE_BEFORE:
+        return f"but {MADE_BEFORE}"
+    return ""
 
 
 def ending(document: dict[str, Any]) -> Ending:
     """The worst that a stage decided: nothing passes because another stage passed."""
     found = stages(document)
-    worst = max(stage.exit_code for stage in found)
+    worst = max(document["verdict"]["exit_code"], *(stage.exit_code for stage in found))
     if worst == 0 and any(stage.decision == "warn" for stage in found):
         return Ending("allowed with warnings", 0)
     return Ending(_ENDINGS.get(worst, f"ended with exit code {worst}"), worst)
@@ -97,15 +141,16 @@ def ending(document: dict[str, Any]) -> Ending:
 def _later(document: dict[str, Any], name: StageName, found: dict[str, Any]) -> Stage:
     verdict = found["verdict"]
     reasons = tuple(verdict["reasons"])
+    code, layer = verdict["exit_code"], found["stopped_at"]
     checks = _checks(list(evaluation_readings(found, document)), reasons, verdict)
-    return Stage(name, verdict["decision"], verdict["exit_code"], found["seconds"], reasons, checks)
+    # Where it only warns, the merge went on, and was watched no longer.
+    stopped = code != 0 and layer is not None
+    note = f"stopped at layer {layer}; nothing was written" if stopped else ""
+    return Stage(name, verdict["decision"], code, found["seconds"], reasons, checks, note)
 
 
 def _checks(
-    readings: list[Reading],
-    reasons: Sequence[dict[str, Any]],
-    verdict: dict[str, Any],
-    explained: bool = False,
+    readings: list[Reading], reasons: Sequence[dict[str, Any]], verdict: dict[str, Any]
 ) -> tuple[Check, ...]:
     """The readings with what the verdict says of them.
 
@@ -124,7 +169,7 @@ def _checks(
             by_reading[index] = reason
     checks = [_check(reading, by_reading.get(index), bad) for index, reading in enumerate(readings)]
     checks += [Check(_own_reading(reason), bad, reason_text(reason)) for reason in unmatched]
-    if code != 0 and not explained and not any(check.outcome == bad for check in checks):
+    if code != 0 and not any(check.outcome == bad for check in checks):
         said = f"decided {verdict['decision']}, exit code {code}, without a reason"
         checks.append(Check(Reading("verdict", "", "the merge", None, said), bad, said))
     return tuple(checks)

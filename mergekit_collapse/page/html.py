@@ -1,7 +1,5 @@
 """The report as one page of HTML that needs nothing beside itself."""
 
-import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.page import evaluation_view as evaluations
 from mergekit_collapse.page import verdict_view
@@ -55,28 +52,6 @@ def to_html(document: dict[str, Any], *, charts: bool = True) -> str:
         dark=shades(dark=True),
         lines=(report.recipe.effective or "").splitlines(),
     )
-
-
-def write_html(document: dict[str, Any], file: Path) -> None:
-    """Write the page to ``file``, whole or not at all.
-
-    Raises:
-        InvalidRecipeError: the document is no report.
-        EvaluationError: the file cannot be written, or the disk is full.
-    """
-    page = to_html(document)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, file)
-    except OSError as error:
-        with suppress(OSError):  # where the folder itself is what failed
-            partial.unlink(missing_ok=True)
-        raise EvaluationError(
-            f"{file}: the page cannot be written: {error.strerror}. "
-            "Free the disk, or name a file in a folder that can be written"
-        ) from None
 
 
 def _title(report: StoredReport) -> str:

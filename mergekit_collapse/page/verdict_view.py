@@ -38,6 +38,12 @@ def headline(report: StoredReport) -> Headline:
 
 def _failed(report: StoredReport) -> Headline | None:
     verdict, stages = report.verdict, _verdicts(report)
+    monitor = report.monitor
+    if monitor is not None and monitor.stopped_at is not None and _fails(monitor.verdict):
+        return Headline(
+            *("refuse", "✕", "Rejected while merging"),
+            f"Stopped at layer {monitor.stopped_at}; nothing was written. {_count(report)}",
+        )
     if REJECTED in (verdict.exit_code, *(stage.exit_code for stage in stages.values())):
         return Headline(
             *("refuse", "✕", "Rejected after the merge"),
@@ -48,7 +54,7 @@ def _failed(report: StoredReport) -> Headline | None:
             *("unknown", "?", "Could not be evaluated"),
             "No reading decides, and what was not measured is not allowed.",
         )
-    if verdict.decision == "refuse":
+    if verdict.decision == "refuse" or (_fails(report.gate) and not report.evaluations):
         refusing = (key for key in ("monitor", "rehearsal") if _decision(stages, key) == "refuse")
         when = next((STAGES[key] for key in refusing), BEFORE)
         return Headline("refuse", "✕", f"Refused {when}", _count(report))
@@ -71,6 +77,9 @@ def _passed(report: StoredReport) -> Headline:
     if not report.spaces:
         why = report.geometry.why("hidden")
         sentence = f"{why[:1].upper()}{why[1:]}."
+    elif _fails(report.gate) and report.evaluations:
+        # A rehearsal decided in its place, or the merge was made before.
+        sentence = "The prediction is outside a limit, but the merged model is inside every one."
     elif "evaluation" in _verdicts(report):
         sentence = "Every reading is inside its limit, and so is the merged model."
         return Headline("allow", "✓", "Allowed and confirmed", sentence)
@@ -81,6 +90,11 @@ def _passed(report: StoredReport) -> Headline:
 
 def _verdicts(report: StoredReport) -> dict[str, StoredVerdict]:
     return {key: one.verdict for key, one in report.evaluations if one.verdict is not None}
+
+
+def _fails(verdict: StoredVerdict | None) -> bool:
+    """Whether it ends a merge; one that only warns does not."""
+    return verdict is not None and verdict.exit_code != 0
 
 
 def _decision(stages: dict[str, StoredVerdict], key: str) -> str:
@@ -103,7 +117,8 @@ def reasons(report: StoredReport) -> list[tuple[str, StoredReason]]:
         if one.verdict is not None:
             found += [(STAGES[key], reason) for reason in one.verdict.reasons]
     later = [reason for _, reason in found]
-    early = [reason for reason in report.verdict.reasons if reason not in later]
+    early = list(report.gate.reasons) if report.gate is not None else []
+    early += [one for one in report.verdict.reasons if one not in (*later, *early)]
     return [(BEFORE, reason) for reason in early] + found
 
 

@@ -20,6 +20,7 @@ from mergekit_collapse.report.geometry_document import (
     groups_document,
     scores_document,
 )
+from mergekit_collapse.report.remedy import remedy_document
 from mergekit_collapse.report.report import Report
 
 FORMAT_VERSION = 1
@@ -46,13 +47,15 @@ def to_document(report: Report) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "verdict": verdict_document(report.verdict),
+        "gate": verdict_document(report.gate_verdict),
         "versions": dict(report.versions),
         "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
         "budget": recipe.compat.budget.model_dump(),
         "evaluate": recipe.compat.evaluate.model_dump(mode="json"),
         "recipe": {
             "path": str(recipe.path) if recipe.path is not None else None,
-            "sha256": recipe.sha256,
+            # Of the file as it lies there, whatever is merged instead.
+            "sha256": report.remedy.source_sha256 if report.remedy else recipe.sha256,
             "method": recipe.config.merge_method,
             "effective": recipe.source,
         },
@@ -73,6 +76,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
         "groups": groups_document(deciding) if deciding is not None else [],
+        **_remedy(report),
         **_merged(report),
     }
 
@@ -141,14 +145,21 @@ def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
     }
 
 
+def _remedy(report: Report) -> dict[str, Any]:
+    document = remedy_document(report.remedy) if report.remedy is not None else None
+    return defined("remedy", document, report.remedy_reason)
+
+
 def _merged(report: Report) -> dict[str, Any]:
     """What was seen of the merged model, and of the weights; null beside the reason."""
     parts: dict[str, Any] = {}
     for name in ("rehearsal", "monitor", "evaluation"):
         found, document = getattr(report, name), None
-        if found is not None and report.measurement is not None:
+        if found is not None:
             measured = report.measurement
-            document = evaluation_document(found, measured.hidden, measured.predictive)
+            hidden = measured.hidden if measured is not None else None
+            predictive = measured.predictive if measured is not None else None
+            document = evaluation_document(found, hidden, predictive)
         parts |= defined(name, document, getattr(report, f"{name}_reason"))
     weights = report.parameters
     document = conflict_document(weights) if weights is not None else None

@@ -16,15 +16,17 @@ _NO_EXPERTS = "no expert has this layer, or none varies there"
 
 
 def evaluation_document(
-    found: Evaluation, hidden: Geometry, predictive: Geometry | None
+    found: Evaluation, hidden: Geometry | None, predictive: Geometry | None
 ) -> dict[str, Any]:
     """What was measured beside what was predicted.
 
     Args:
         found: of one merged model.
-        hidden, predictive: of its experts.
+        hidden, predictive: of its experts; None where no two models are merged.
     """
-    space = None
+    inner = space = None
+    if found.hidden is not None and hidden is not None:
+        inner = _space(found.hidden, hidden)
     if found.predictive is not None and predictive is not None:
         space = _space(found.predictive, predictive)
     return {
@@ -33,11 +35,7 @@ def evaluation_document(
         "seconds": round(found.seconds, 3),
         "verdict": verdict_document(found.verdict),
         **defined("stopped_at", found.stopped_at, "it was not stopped"),
-        **defined(
-            "hidden",
-            _space(found.hidden, hidden) if found.hidden is not None else None,
-            found.predictive_reason,
-        ),
+        **defined("hidden", inner, _unmeasured(found)),
         **defined("predictive", space, found.predictive_reason),
         "layers": [_layer(reading) for reading in found.layers],
         **({} if found.layers else {"layers_reason": found.layers_reason or _NO_LAYER}),
@@ -66,6 +64,15 @@ def evaluation_document(
         ),
         "notes": list(found.notes),
     }
+
+
+def _unmeasured(found: Evaluation) -> str:
+    """Why there is no distortion."""
+    if found.stopped_at is not None:
+        return f"the watch ended at layer {found.stopped_at}, before the last one was read"
+    if failed := [check.name for check in found.checks if not check.passed]:
+        return f"the model failed its checks, and was not run: {', '.join(failed)}"
+    return "it was not measured"
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What was seen of the merged model, as a person reads it in a terminal."""
 
+import math
 from collections.abc import Iterator
 
 from mergekit_collapse.evaluation.evaluation import Evaluation
@@ -18,8 +19,6 @@ _TITLES = {
 def merged_lines(report: Report) -> Iterator[str]:
     """Each evaluation there is: predicted beside measured, the layers, the tasks, the checks."""
     measured = report.measurement
-    if measured is None:
-        return
     # The finished merge says all that the monitor saw of it.
     monitor = report.monitor if report.evaluation is None else None
     for found in (report.rehearsal, monitor, report.evaluation):
@@ -28,9 +27,9 @@ def merged_lines(report: Report) -> Iterator[str]:
         yield f"{_TITLES[found.source]} ({found.seconds:.0f} s):"
         if found.stopped_at is not None:
             yield f"  ended at layer {found.stopped_at}"
-        if found.hidden is not None:
+        if found.hidden is not None and measured is not None:
             yield _space("hidden", found.hidden, measured.hidden)
-        if found.predictive is not None and measured.predictive is not None:
+        if found.predictive is not None and measured is not None and measured.predictive:
             yield _space("predictive", found.predictive, measured.predictive)
         yield from _layers(found)
         for task in found.tasks:
@@ -63,13 +62,13 @@ def _space(name: str, measured: Measured, geometry: Geometry) -> str:
 
 
 def _layers(found: Evaluation) -> Iterator[str]:
-    """The lowest ratios, which are the signs of collapse."""
+    """The lowest ratios, which are the signs of collapse; NaN is below all."""
     parts = []
     for name, key in (("variance", "variance_ratio"), ("effective rank", "rank_ratio")):
         known = [(getattr(one, key), one.layer) for one in found.layers]
         numbers = [(value, layer) for value, layer in known if value is not None]
         if numbers:
-            value, layer = min(numbers)
+            value, layer = min(numbers, key=lambda one: (not math.isnan(one[0]), one[0]))
             parts.append(f"{name} {value:.3g} of the experts' (layer {layer})")
     if parts:
         yield f"  lowest over layers: {', '.join(parts)}"

@@ -22,6 +22,8 @@ def read_report(path: Path) -> dict[str, Any]:
         InvalidRecipeError: there is no such file, or it is no JSON, no report, cut short, from a
             newer version, or holds values of the wrong type.
     """
+    if path.is_dir():
+        path = path / "report.json"
     if not path.is_file():
         raise InvalidRecipeError(
             f"{path}: no such file; name a report.json, which `mergekit-collapse check RECIPE` "

@@ -12,12 +12,17 @@ from mergekit_collapse.preflight.preflight import Preflight
 from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.remedy import Remedy
 from mergekit_collapse.verdict import Verdict
+
+MADE_BEFORE = "the merge was made before"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All that was measured, without the states themselves: a merge follows, and they are large.
+    """All that was measured, in numbers.
+
+    The states behind them are in ``Material``, which lives until the merge was judged.
 
     Attributes:
         token_digest: of the probes' token ids.
@@ -42,9 +47,11 @@ class Report:
         measurement: None where nothing is merged, or where it is left to MergeKit.
         versions: of this package and of the libraries that computed the numbers.
         timing: seconds by stage.
+        remedy: how ``recipe`` was changed, where it was, or why it was not.
         rehearsal, monitor, evaluation, parameters: of the merged model and of the weights, where
             there were any; each has a reason where not.
         path: of the ``report.json`` that it was written to, if it was.
+        geometry_verdict: what the geometry alone decided; None where it is ``verdict``.
     """
 
     recipe: Recipe
@@ -54,6 +61,8 @@ class Report:
     verdict: Verdict
     versions: Mapping[str, str]
     timing: Mapping[str, float]
+    remedy: Remedy | None = None
+    remedy_reason: str | None = "the recipe was not changed"
     rehearsal: Evaluation | None = None
     rehearsal_reason: str | None = "no rehearsal was due"
     monitor: Evaluation | None = None
@@ -63,6 +72,20 @@ class Report:
     parameters: ParameterConflict | None = None
     parameters_reason: str | None = "it was not asked for"
     path: Path | None = None
+    geometry_verdict: Verdict | None = None
+
+    @property
+    def gate_verdict(self) -> Verdict:
+        """What the gate decided before there was a merged model to look at."""
+        own = self.geometry_verdict or self.verdict
+        changed = self.remedy is not None and self.remedy.effective is not None
+        return Verdict("modified", 0, own.reasons) if changed else own
+
+    @property
+    def made_before(self) -> bool:
+        """Whether the verdict is about a finished merge alone, which no gate let pass."""
+        why = {self.monitor_reason, self.rehearsal_reason}
+        return self.evaluation is not None and why == {MADE_BEFORE}
 
     @property
     def deciding(self) -> Geometry | None:
@@ -85,7 +108,11 @@ class Report:
         """The same report with a refusal turned into a warning."""
         if self.verdict.decision != "refuse":
             return self
-        return replace(self, verdict=Verdict("warn", 0, self.verdict.reasons))
+        own = self.geometry_verdict
+        if own is not None and own.decision == "refuse":
+            own = Verdict("warn", 0, own.reasons)
+        verdict = Verdict("warn", 0, self.verdict.reasons)
+        return replace(self, verdict=verdict, geometry_verdict=own)
 
 
 def cell(value: float | None, reason: str | None = None) -> str:

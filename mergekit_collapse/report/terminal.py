@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator
 
-from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
+from mergekit_collapse.errors import MergeRejectedError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.resampling import Interval
-from mergekit_collapse.judging import deciding_distortion
 from mergekit_collapse.parameters.conflict_document import conflict_text
 from mergekit_collapse.report.merged_text import merged_lines
+from mergekit_collapse.report.remedy import remedy_lines
 from mergekit_collapse.report.report import Report, cell
+from mergekit_collapse.report.verdict_text import verdict_lines
 
 _SHADES = " ░▒▓█"
 _NAME_WIDTH = 32
-_HEADS = {
-    MergeRefusedError.exit_code: "REFUSED",
-    MergeRejectedError.exit_code: "REJECTED: the merge was made, and is over its limits",
-}
 
 
 def readings(report: Report) -> str:
@@ -44,9 +41,16 @@ def _merged(report: Report) -> Iterator[str]:
         yield from ("", *lines)
 
 
+def change(report: Report) -> str:
+    """What was changed in the recipe, with its diff; empty where nothing was."""
+    if report.remedy is None:
+        return ""
+    return "\n".join(printable(line) for line in remedy_lines(report.remedy))
+
+
 def verdict(report: Report) -> str:
     """The decision and its reasons."""
-    return "\n".join(_verdict(report))
+    return "\n".join(verdict_lines(report))
 
 
 def ending(report: Report) -> str:
@@ -141,49 +145,3 @@ def _interval(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return ""
     return f" [{interval.low:.3g}, {interval.high:.3g}]"
-
-
-def _verdict(report: Report) -> Iterator[str]:
-    decision = report.verdict.decision
-    if report.measurement is None:
-        yield "ALLOWED: every slice has one source, so no two models are merged with one another."
-    elif decision == "allow":
-        yield f"ALLOWED: {', '.join([*_within(report), *_merged_within(report)])}."
-    else:
-        yield _HEADS.get(report.verdict.exit_code, "WARNING, over budget; merging all the same")
-        yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
-
-
-def _within(report: Report) -> list[str]:
-    """What was held against what, so that an allowed merge is no bare yes."""
-    budget, geometry, reading = report.recipe.compat.budget, report.deciding, report.difficulty
-    assert geometry is not None
-    assert reading is not None
-    parts = []
-    if budget.distortion is not None:
-        where = " on own tasks" if budget.over == "own_task" else ""
-        value = deciding_distortion(geometry, budget, report.recipe.names)
-        parts.append(
-            f"{budget.space} distortion ({budget.rule}{where}) {cell(value)} "
-            f"is within {budget.distortion:g}"
-        )
-    if budget.mds is not None:
-        worst = max(score for score in reading.mds if score is not None)
-        parts.append(f"worst MDS ({reading.reading}) {cell(worst)} is within {budget.mds:g}")
-    return parts
-
-
-def _merged_within(report: Report) -> Iterator[str]:
-    """The same of the merged model, as far as it was judged."""
-    found, block = report.evaluation or report.rehearsal, report.recipe.compat
-    if found is None:
-        return
-    measured = found.predictive if block.budget.space == "predictive" else found.hidden
-    limits = block.evaluate
-    if limits.max_distortion is not None and measured is not None:
-        own = block.budget.over == "own_task"
-        value = measured.own_task_worst if own else measured.worst
-        yield f"measured distortion {cell(value)} is within {limits.max_distortion:g}"
-    losses = [-task.loss_percent for task in found.tasks if task.loss_percent is not None]
-    if limits.max_merging_loss is not None and losses:
-        yield f"worst merging loss {max(losses):.3g} % is within {limits.max_merging_loss:g} %"

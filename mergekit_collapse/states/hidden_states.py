@@ -9,6 +9,7 @@ from mergekit.common import ModelReference
 from tqdm import tqdm
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.findings import printable
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.arrays import StateArrays
@@ -182,7 +183,7 @@ def resolve_layers(
 
 
 def _bar(name: str, total: int, options: LoadOptions) -> Any:
-    return tqdm(total=total, desc=name, unit="probe", disable=not options.progress)
+    return tqdm(total=total, desc=printable(name), unit="probe", disable=not options.progress)
 
 
 def _require_known_tokens(name: str, model: Any, probes: TokenizedProbes) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.shapes import Float32
 from mergekit_collapse.states import storage
 from mergekit_collapse.states.batching import Batch
@@ -50,9 +51,17 @@ class LayerProfile:
         return bool(np.isfinite(pooled).all())
 
     def add_all(self, batch: Batch, hidden: Sequence[Any]) -> None:
-        """Take the states of one batch after every layer."""
+        """Take the states of one batch after every layer.
+
+        Raises:
+            EvaluationError: a state is NaN or infinite.
+        """
         for layer, states in enumerate(hidden):
-            self.add(layer, batch, states)
+            if not self.add(layer, batch, states):
+                raise EvaluationError(
+                    f"the hidden states after layer {layer} are NaN or infinite; the model "
+                    "overflows or is broken, try it in transformers in float32"
+                )
 
     def close(self, layer: int) -> tuple[Float32[np.ndarray, "probe feature"], LayerStatistics]:
         """The states of a layer of which every batch was added, and their spread."""

@@ -1,5 +1,6 @@
 """A merged model run on the probes a stage at a time, and read beside its experts."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ class Observer:
     """
 
     def __init__(self, material: Material, config: Any, saves: Sequence[SaveTensor]) -> None:
-        self._material, self._config = material, config
+        # MergeKit saves the configuration that it was planned with.
+        self._material, self._config = material, copy.deepcopy(config)
         tokens = default_batch_tokens(material.options.device)
         predictive = material.predictive is not None
         self._probe_batches = make_batches(

@@ -23,8 +23,15 @@ Plan = Callable[[Any, Sequence[SaveTensor]], Sequence[Task]]
 _lock = threading.RLock()
 _plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
-# They draw from one stream of random numbers, in the order in which tensors are merged.
-_RANDOM = frozenset({"arcee_fusion", "dare_linear", "dare_ties", "della", "della_linear"})
+# Of these it is known that they draw no random numbers. The others may draw from one stream, in
+# the order in which tensors are merged.
+_DETERMINISTIC = frozenset(
+    {
+        *("breadcrumbs", "breadcrumbs_ties", "karcher", "linear", "model_stock", "multislerp"),
+        *("nearswap", "nuslerp", "passthrough", "rescaled_mean", "sce", "slerp"),
+        *("task_arithmetic", "ties", "weighted_karcher"),
+    }
+)
 
 
 class WatchedPlanner(MergePlanner):  # type: ignore[misc]  # MergeKit ships no types
@@ -41,7 +48,12 @@ class WatchedPlanner(MergePlanner):  # type: ignore[misc]  # MergeKit ships no t
 
 def may_reorder(config: MergeConfiguration, options: MergeOptions) -> bool:
     """Whether the order of the layers makes no difference to the weights."""
-    return options.random_seed is None or config.merge_method not in _RANDOM
+    return options.random_seed is None or not may_draw(config)
+
+
+def may_draw(config: MergeConfiguration) -> bool:
+    """Whether the method may draw random numbers, so that two merges differ without a seed."""
+    return config.merge_method not in _DETERMINISTIC
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mergekit_collapse.errors import CompatError, EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation, Source
+from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.material import Material
 from mergekit_collapse.states.skeleton import NotLayeredError
@@ -72,7 +73,7 @@ class Watch:
                     raise
                 self.blind = str(error)
         if self._observer is None:
-            LOG.warning("the merge is not watched: %s", self.blind)
+            LOG.warning("the merge is not watched: %s", printable(str(self.blind)))
             return ()
         depth, show = self._observer.depth, self._material.options.progress
         self._bar = tqdm(total=depth, desc="watching", unit="layer", disable=not show)
@@ -98,7 +99,7 @@ class Watch:
             if self._decides:
                 raise
             # The merge is judged when it is done; what only tells must not end it.
-            LOG.warning("the merge is watched no longer: %s", error)
+            LOG.warning("the merge is watched no longer: %s", printable(str(error)))
             self.blind, self._observer = str(error), None
         else:
             if reading is not None:
@@ -118,6 +119,11 @@ class Watch:
         layers = tuple(one for one in self._readings if one.layer > 0)
         if self._observer is None:
             raise EvaluationError(f"the merge was not watched: {self.blind or 'it did not run'}")
+        if self._stop_at is not None and all(one.worst is None for one in self._readings):
+            raise EvaluationError(
+                "monitor.stop_at is set, but no layer of the merged model can be held against an "
+                "expert's; remove it"
+            )
         if self._stopped is not None:
             layer, reason = self._stopped
             verdict = Verdict("warn", 0, (reason,))
@@ -139,6 +145,7 @@ class Watch:
             *self._observer.distortion(),
             layers=layers,
             tasks=self._observer.losses(),
+            notes=self._material.unscored,
             seconds=self._seconds,
         )
 
@@ -154,7 +161,7 @@ class Watch:
 
     def _stop(self, layer: int, reason: Reason) -> None:
         self._stopped = layer, reason
-        LOG.warning("layer %d: %s", layer, reason)
+        LOG.warning("%s", printable(str(reason)))
         if self._blocking:
             self._bar.close()
             raise MergeStopped(str(reason))

@@ -1,0 +1,1 @@
+"""From a pool of candidates to a recipe of those that merge best."""
