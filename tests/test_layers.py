@@ -14,9 +14,9 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 ROOMS = {
     "": "errors shapes switch karcher merge_methods findings foreign_errors cache_folder",
     "recipe": """
-        schema validation compat_source text context groups recipe source_layers
-        coefficients places own_weights reweighted layer_weights members other_method
-        document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
+        schema validation compat_source text context groups recipe source_layers coefficients
+        places own_weights reweighted layer_weights members other_method document_change
+        yaml_values yaml_layout yaml_splice yaml_edit initial_block
     """,
     "preflight": """
         tensor_headers hub_repository model_source checkpoint weight_files model_config
@@ -25,9 +25,9 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage pooling batching weights adapters loader forward arrays
-        layer_statistics profiles hidden_states dry_forward skeleton tensor_stages layered
-        layered_agreement layered_trial
+        states storage pooling batching weights adapters loader forward arrays layer_statistics
+        profiles hidden_states dry_forward skeleton tensor_stages layered layered_agreement
+        layered_trial
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
@@ -36,26 +36,26 @@ ROOMS = {
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict judging": "",
     "remedy": """
-        weight_range protecting reweighting group_reading criterion dropping replacing
-        splitting candidate_sets set_search set_proof choosing candidate_scores
+        weight_range protecting reweighting group_reading criterion dropping replacing splitting
+        candidate_sets set_search set_proof choosing candidate_scores
     """,
     "evaluation": """
-        scoring_set scoring merging_loss own_scores expert_scores merged_files generation
-        smoke lm_eval_tasks lm_eval_process harness evaluation judgement
+        scoring_set scoring merging_loss own_scores expert_scores merged_files generation smoke
+        lm_eval_tasks lm_eval_process harness evaluation judgement
     """,
     "material finished_merge": "",
     "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
-        geometry_document remedy report evaluation_document document merged_text
-        verdict_text terminal stored stored_geometry stored_evaluation stored_report reader
+        geometry_document remedy report evaluation_document document merged_text verdict_text
+        terminal stored stored_geometry stored_evaluation stored_report reader
     """,
     "formats": """
         plain missing_keys readings stages markdown card junit github scalars tracking
         announcement comparison
     """,
     "page": """
-        numerals palette seriation plane_map inline_svg charts map_chart verdict_view
-        meters space_view evaluation_view html
+        numerals palette seriation plane_map inline_svg charts map_chart verdict_view meters
+        space_view evaluation_view html
     """,
     "merge_options assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
@@ -65,8 +65,8 @@ ROOMS = {
     "remedying": "",
     "merge_plan watched_merge merging gate click_errors mergekit_hook": "",
     "pool": """
-        pool_file pool_models candidates pool_states pool_sets chosen_recipe selection
-        chosen_text selection_report
+        pool_file pool_models candidates pool_states pool_sets chosen_recipe selection chosen_text
+        selection_report
     """,
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
