@@ -64,7 +64,7 @@ def oracle(states):
 def test_statistics_are_those_of_the_full_matrix(lengths, width, side, max_tokens):
     states = random_states(lengths, width)
     found = measured(states, batches_of(lengths, max_tokens=max_tokens, side=side))
-    np.testing.assert_allclose([found.variance, found.effective_rank], oracle(states), rtol=1e-9)
+    np.testing.assert_allclose([found.variance, found.effective_rank], oracle(states), rtol=1e-6)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [40] * 30])
@@ -167,7 +167,7 @@ def test_any_precision_is_read(dtype):
     states = random_states(LENGTHS, 6)
     rounded = [torch.tensor(s).to(dtype).double().numpy() for s in states]
     found = measured(states, batches_of(LENGTHS), dtype=dtype)
-    np.testing.assert_allclose([found.variance, found.effective_rank], oracle(rounded), rtol=1e-9)
+    np.testing.assert_allclose([found.variance, found.effective_rank], oracle(rounded), rtol=1e-6)
 
 
 def test_the_sample_is_close_to_all_positions():

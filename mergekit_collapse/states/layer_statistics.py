@@ -17,8 +17,8 @@ from mergekit_collapse.states.states import LayerStatistics
 # 256, both statistics of a 135 M model take 3 % of the time of its forward pass over 4,096 tokens.
 MAX_POSITIONS = 256
 
-# Rows that are widened to float64 at a time.
-_CHUNK = 1024
+# Rows that are widened at a time, few enough to stay near the processor.
+_CHUNK = 256
 
 
 class ActivationSample:
@@ -31,10 +31,11 @@ class ActivationSample:
         variance       = mean over f of (mean over t of (x_tf − mean over t of x_tf)²)
         effective rank = exp(−Σ p_i log p_i), p_i = σ_i / Σσ,
 
-    σ being the eigenvalues of the covariance (arXiv 2603.04972). The variance is exact. The
-    rank is that of ``MAX_POSITIONS`` positions spread evenly over the probes, or of all
-    where there are fewer; which ones follows from the masks alone, so that it is the same
-    for every model. It is at most one less than their number.
+    σ being the eigenvalues of the covariance (arXiv 2603.04972). The variance is that of every
+    position, in float32 but for the sums. The rank is that of ``MAX_POSITIONS`` positions
+    spread evenly over the probes, or of all where there are fewer; which ones follows from the
+    masks alone, so that it is the same for every model. It is at most one less than their
+    number.
 
     Args:
         batches: all that are going to be added.
@@ -75,11 +76,12 @@ class ActivationSample:
         if not self._count:
             # Sums about a state keep the digits where all states are far from zero alike,
             # and are exactly zero where all states are equal.
-            self._shift = rows[0].double()
+            self._shift = rows[0].float()
         for start in range(0, len(rows), _CHUNK):
-            centred = rows[start : start + _CHUNK].double() - self._shift
-            self._sum += centred.sum(dim=0)
-            self._squares += centred.square_().sum(dim=0)
+            # Differences in float32, of which only the sums need more digits.
+            centred = rows[start : start + _CHUNK].float() - self._shift
+            self._sum += centred.sum(dim=0, dtype=torch.float64)
+            self._squares += centred.square_().sum(dim=0, dtype=torch.float64)
         self._count += len(rows)
 
     def statistics(self) -> LayerStatistics:

@@ -39,8 +39,7 @@ class LayerProfile:
         Returns:
             Whether all pooled states are finite.
         """
-        hidden = hidden.float()
-        pooled = pool(hidden, batch.pooled.to(hidden.device), self._pooling).cpu().numpy()
+        pooled = pool(hidden.float(), batch.pooled.to(hidden.device), self._pooling).cpu().numpy()
         if self._pooled is None:
             shape = (self._depth + 1, self._probe_count, pooled.shape[1])
             self._pooled = storage.zeros(shape, "the states after every layer")
