@@ -90,7 +90,7 @@ def plain_pass(material: Material) -> float:
 
 
 def watch(material: Material, options: MergeOptions) -> float:
-    own = Watch(material, "rehearsal", stop_at=None, blocking=True, exit_code=3)
+    own = Watch(material, "monitor", stop_at=None, blocking=True, exit_code=3)
     recipe = replace(material.recipe, config=material.recipe.config.model_copy(deep=True))
     found = rehearse(recipe, options, own, inspect.unwrap(run_merge))
     assert found is not None

@@ -438,7 +438,13 @@ def test_an_interrupted_command_leaves_nothing_that_passes_for_a_model(
     command = [COMMANDS / "mergekit-yaml", recipe, "out", "--out-shard-size", "20K"]
     awaited = {"the first shard": "*/*.safetensors", "the whole": "*/config.json"}[when]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (one thread)
     ) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(f".collapse-*/{awaited}")):

@@ -193,7 +193,7 @@ def test_lora_references_are_gated_and_need_mergekits_folder(command, models, tm
         names.append(f"{models / 'base'}+./lora{seed}")
     recipe = linear(models)
     recipe["models"] = [{"model": n, "parameters": {"weight": 1.0}} for n in names]
-    recipe["compat"] = {**FAST, "on_violation": "warn"}
+    recipe["compat"] = {**FAST, "on_violation": "warn", "evaluate": {"on_collapse": "warn"}}
     path = write(tmp_path / "recipe.yml", recipe)
     without = command("mergekit-yaml", path, "out")
     assert without.returncode == 2

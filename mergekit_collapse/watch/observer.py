@@ -38,6 +38,7 @@ class Observer:
         material: the experts.
         config: of the merged model.
         saves: the tensors that MergeKit is going to make.
+        scoring: whether tasks are scored as well, which takes as long again.
 
     Attributes:
         depth: L of the merged model; stage 0 is the embeddings, L + 1 the norm and the head.
@@ -46,7 +47,9 @@ class Observer:
         NotLayeredError: this model cannot be run so.
     """
 
-    def __init__(self, material: Material, config: Any, saves: Sequence[SaveTensor]) -> None:
+    def __init__(
+        self, material: Material, config: Any, saves: Sequence[SaveTensor], *, scoring: bool
+    ) -> None:
         # MergeKit saves the configuration that it was planned with.
         self._material, self._config = material, copy.deepcopy(config)
         tokens = default_batch_tokens(material.options.device)
@@ -54,7 +57,8 @@ class Observer:
         self._probe_batches = make_batches(
             material.probes.probes, answers=predictive, decoder_start=None, max_tokens=tokens
         )
-        known = material.own_scores.scores
+        known = material.own_scores.scores if scoring else {}
+        self._scores = bool(known)
         self._scorer = Scorer(material.scoring, known, model=f"the {MERGED}")
         scored = self._scorer.batches(decoder_start=None, max_tokens=tokens) if known else ()
         self._batches = (*self._probe_batches, *scored)
@@ -116,10 +120,10 @@ class Observer:
 
     def losses(self) -> tuple[TaskLoss, ...]:
         """Merging loss of every scored task, after the last stage."""
-        return self._material.losses(self._scorer.scores())
+        return self._material.losses(self._scorer.scores()) if self._scores else ()
 
     def _build(self) -> LayeredModel:
-        answers = self._material.predictive is not None or bool(self._material.own_scores.scores)
+        answers = self._material.predictive is not None or self._scores
         # Building draws random weights that nobody reads; the merge's own draws must not move.
         with torch.random.fork_rng(devices=[]):
             return LayeredModel(

@@ -65,7 +65,9 @@ class Watch:
         """Further tasks of the merge, one a stage; none for a model that it is blind to."""
         if self.blind is None:
             try:
-                self._observer = Observer(self._material, config, saves)
+                self._observer = Observer(
+                    self._material, config, saves, scoring=self._source == "rehearsal"
+                )
             except NotLayeredError as error:
                 self.blind = f"this model cannot be run layer by layer: {error}"
             except CompatError as error:
