@@ -81,7 +81,10 @@ def least_worst(
         lower = max(lower, float(least / state.share.sum()))
         if best - lower <= GAP / 100:
             break
-        state = state.step(values, slopes, -np.tensordot(state.share, scaled, 1))
+        try:
+            state = state.step(values, slopes, -np.tensordot(state.share, scaled, 1))
+        except np.linalg.LinAlgError:
+            break  # no squared distances; what the gap is says so
     gap = best - lower
     if not gap <= GAP:
         raise EvaluationError(
@@ -96,16 +99,14 @@ class _Iterate:
     """Primal-dual interior point of: minimise w, where δ_t(α) + room_t = w, room, α >= 0."""
 
     weights: Float64[np.ndarray, " expert"]  # α, sum 1
-    worst: float  # w
     room: Float64[np.ndarray, " task"]
     share: Float64[np.ndarray, " task"]  # multipliers of the tasks
     price: Float64[np.ndarray, " expert"]  # multipliers of α >= 0
-    level: float  # multiplier of Σα = 1
 
     @classmethod
     def start(cls, weights: Float64[np.ndarray, " expert"], tasks: int) -> "_Iterate":
         share, price = np.full(tasks, 1 / tasks), np.ones_like(weights)
-        return cls(weights, 1.0, np.ones(tasks), share, price, 0.0)
+        return cls(weights, np.ones(tasks), share, price)
 
     def step(
         self,
@@ -114,40 +115,33 @@ class _Iterate:
         curvature: Float64[np.ndarray, "expert expert"],
     ) -> "_Iterate":
         """One Newton step on the optimality conditions, a tenth of the way to complementarity."""
-        n, weights, room, share, price = (
-            len(self.weights),
-            self.weights,
-            self.room,
-            self.share,
-            self.price,
-        )
-        target = 0.1 * (room @ share + weights @ price) / (len(room) + n)
-        stiffness = share / room
-        # Room and multipliers eliminated: the unknowns are α, w and the level.
-        system = np.zeros((n + 2, n + 2))
-        system[:n, :n] = curvature + np.diag(price / weights) + (slopes.T * stiffness) @ slopes
-        system[:n, n] = system[n, :n] = -(stiffness @ slopes)
-        system[n, n] = stiffness.sum()
-        system[:n, -1] = system[-1, :n] = 1.0
-        pull = target / room + stiffness * (values + room - self.worst) - share
-        right = np.append(target / weights - self.level - (share + pull) @ slopes, 0.0)
-        right = np.append(right, 1.0 - weights.sum())
-        right[n] = (share + pull).sum() - 1.0
-        move = np.linalg.lstsq(system, right, rcond=None)[0]
-        d_weights, d_worst = move[:n], float(move[n])
-        d_room = self.worst + d_worst - values - slopes @ d_weights - room
-        d_share = target / room - share - stiffness * d_room
-        d_price = target / weights - price - price / weights * d_weights
-        primal = min(_longest(weights, d_weights), _longest(room, d_room))
-        dual = min(_longest(share, d_share), _longest(price, d_price))
+        n, tasks = len(self.weights), len(self.room)
+        target = 0.1 * (self.room @ self.share + self.weights @ self.price) / (tasks + n)
+        # Unknown: the move of α, and what w, share and level will be. The shares stay in: found
+        # from a room that goes to 0 they would be lost in its rounding.
+        worst, shares, level = n, slice(n + 1, n + 1 + tasks), n + 1 + tasks
+        system, right = np.zeros((level + 1, level + 1)), np.zeros(level + 1)
+        system[:n, :n] = curvature + np.diag(self.price / self.weights)
+        system[shares, :n], system[:n, shares] = slopes, slopes.T
+        system[shares, worst] = system[worst, shares] = -1.0
+        system[shares, shares] = -np.diag(self.room / self.share)
+        system[level, :n] = system[:n, level] = 1.0
+        right[:n] = target / self.weights
+        right[worst] = -1.0
+        right[shares] = -values - self.room - target / self.share
+        right[level] = 1.0 - self.weights.sum()
+        found = np.linalg.solve(system, right)
+        d_weights, d_share = found[:n], found[shares] - self.share
+        d_room = (target - self.room * d_share) / self.share - self.room
+        d_price = (target - self.price * d_weights) / self.weights - self.price
+        primal = min(_longest(self.weights, d_weights), _longest(self.room, d_room))
+        dual = min(_longest(self.share, d_share), _longest(self.price, d_price))
         length = min(primal, dual)
         return _Iterate(
-            weights + length * d_weights,
-            self.worst + length * d_worst,
-            room + length * d_room,
-            share + length * d_share,
-            price + length * d_price,
-            self.level + length * float(move[-1]),
+            self.weights + length * d_weights,
+            self.room + length * d_room,
+            self.share + length * d_share,
+            self.price + length * d_price,
         )
 
 
