@@ -108,7 +108,6 @@ def assess(
         )
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     with clock.stage("states"):
-        layers = (block.layer,) if isinstance(block.layer, int) else block.layer
         trial = LayeredTrial(recipe.models, probes, load)
         own = ExpertScores(scoring, recipe.experts, load, open_own_scores(enabled=block.cache))
 
@@ -123,7 +122,7 @@ def assess(
             recipe.model_names,
             len(recipe.experts),
             probes,
-            StateRequest("predictive" in block.space, layers, block.pooling, profile),
+            StateRequest("predictive" in block.space, block.layers, block.pooling, profile),
             load,
             also=also,
         )

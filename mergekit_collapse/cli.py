@@ -19,7 +19,7 @@ from mergekit_collapse.commands.options import (
     writable,
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
-from mergekit_collapse.commands.recipe_files import recipe_text_in, write_whole
+from mergekit_collapse.commands.recipe_files import write_recipe
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
@@ -31,6 +31,7 @@ from mergekit_collapse.pool.chosen_text import recipe_text as chosen_text
 from mergekit_collapse.pool.selection import select as select_from
 from mergekit_collapse.pool.selection_report import selection_json, selection_text
 from mergekit_collapse.recipe.initial_block import add_block
+from mergekit_collapse.recipe.text import read_text
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.reader import read_report
 from mergekit_collapse.report.report import Report
@@ -203,9 +204,9 @@ def _compared(first: Path, second: Path) -> str:
 @click.option("--in-place", "-i", is_flag=True, help="Change RECIPE itself.")
 def init(recipe: Path, in_place: bool) -> None:
     """Print RECIPE with a compat: block that shows the main keys; nothing else is changed."""
-    text = add_block(recipe_text_in(recipe))
+    text = add_block(read_text(recipe, newline=""))
     if in_place:
-        write_whole(recipe, text)
+        write_recipe(recipe, text)
         click.echo(f"{recipe}: a compat: block was added")
     else:
         click.echo(text, nl=False)
@@ -233,7 +234,7 @@ def select(
     if json_file is not None:
         write_text(selection_json(found), json_file, "--json")
     if recipe is not None:
-        write_whole(recipe, chosen_text(found, recipe.absolute().parent))
+        write_recipe(recipe, chosen_text(found, recipe.absolute().parent))
     sys.exit(found.verdict.exit_code)
 
 

@@ -108,7 +108,7 @@ def _states(folder: Path, model: Any, material: Material) -> States:
         material.probes,
         StateRequest(
             material.predictive is not None,
-            (block.layer,) if isinstance(block.layer, int) else block.layer,
+            block.layers,
             block.pooling,
             profile=bool(material.states.layers),
         ),

@@ -12,7 +12,9 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 
 # The map of the house: rooms from front door to back, and inside a room likewise.
 ROOMS = {
-    "": "errors shapes switch karcher merge_methods findings foreign_errors cache_folder",
+    "": """
+        errors shapes switch karcher merge_methods findings foreign_errors cache_folder whole_file
+    """,
     "recipe": """
         schema validation compat_source text context groups recipe source_layers coefficients
         places own_weights reweighted layer_weights members other_method document_change

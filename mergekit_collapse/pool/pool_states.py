@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from mergekit.options import MergeOptions
 
-from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.chance_distances import chance_distances
 from mergekit_collapse.geometry.distances import probe_distances
 from mergekit_collapse.geometry.geometry import Geometry, measure
 from mergekit_collapse.geometry.rows import StateRows, select_probes
 from mergekit_collapse.geometry.scales import layer_scales
+from mergekit_collapse.merge_options import hub_options, load_options
 from mergekit_collapse.pool.candidates import Candidates
 from mergekit_collapse.preflight.tokenizers_agree import load_tokenizer
 from mergekit_collapse.probes.probes import ProbeSet, gather_probes
@@ -21,7 +21,6 @@ from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.shapes import Float64
 from mergekit_collapse.states.hidden_states import StateRequest, collect
-from mergekit_collapse.states.loader import LoadOptions, choose_dtype
 from mergekit_collapse.states.states import SpaceStates
 
 # Distances at chance are kept pair of probes by pair of probes: a few models at a time.
@@ -62,25 +61,19 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
     """
     recipe = candidates.recipe
     block = recipe.compat
-    hub: dict[str, Any] = {
-        "cache_dir": options.transformers_cache,
-        "trust_remote_code": options.trust_remote_code,
-    }
     probe_set = gather_probes(block.probes, recipe.owners, recipe.folder)
     settings = candidates.preflight.facts[recipe.models[0]].settings
     two_sided = bool(settings.get("is_encoder_decoder"))
-    tokenizer = load_tokenizer(candidates.preflight.tokenizer_model, **hub)
+    tokenizer = load_tokenizer(candidates.preflight.tokenizer_model, **hub_options(options))
     probes = tokenize(probe_set, tokenizer, block.probes.max_tokens, encoder_decoder=two_sided)
-    layers = (block.layer,) if isinstance(block.layer, int) else block.layer
     predictive = block.budget.space == "predictive"
-    load = LoadOptions(**_device(options), progress=not options.quiet, **hub)
     states = collect(
         recipe.models,
         recipe.model_names,
         len(recipe.experts),
         probes,
-        StateRequest(predictive, layers, block.pooling),
-        load,
+        StateRequest(predictive, block.layers, block.pooling),
+        load_options(options),
     )
     space = states.predictive if predictive else states.hidden
     if space is None:
@@ -159,16 +152,6 @@ def _part(values: np.ndarray, models: Sequence[int], rows: np.ndarray) -> np.nda
 
 def _is_builtin(pool: PoolStates, name: str) -> bool:
     return all(task.name != name for task in pool.recipe.compat.probes.tasks)
-
-
-def _device(options: MergeOptions) -> dict[str, Any]:
-    device = options.device or "cpu"
-    try:
-        return {"device": device, "dtype": choose_dtype(device)}
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidRecipeError(
-            f"device {device!r} cannot be used: {error}; choose --device cpu or one that torch has"
-        ) from None
 
 
 def _chance(

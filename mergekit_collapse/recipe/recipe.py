@@ -14,7 +14,7 @@ from mergekit.merge_methods import BasePolicy
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.groups import Group, all_groups, identity
 from mergekit_collapse.recipe.schema import CompatBlock, TaskBlock
-from mergekit_collapse.recipe.text import FIELD, lost_block, require_distinct_keys
+from mergekit_collapse.recipe.text import FIELD, lost_block, read_text, require_distinct_keys
 from mergekit_collapse.recipe.validation import parse_compat
 
 # These interpolate from the base to the other model: their base is merged, not subtracted.
@@ -75,15 +75,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         InvalidRecipeError: unreadable, not UTF-8, not YAML, or not one mapping.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         documents = list(yaml.safe_load_all(text))
-    except UnicodeDecodeError as error:
-        raise InvalidRecipeError(
-            f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise InvalidRecipeError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidRecipeError(f"{path}: not valid YAML: {error}") from None
     if len(documents) > 1:

@@ -247,6 +247,11 @@ class CompatBlock(_Block):
     log_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
     cache: Flag = True
 
+    @property
+    def layers(self) -> Literal["last", "all"] | tuple[int, ...]:
+        """``layer`` with a single number as a list of one."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
     @model_validator(mode="after")
     def _budget_is_measurable(self) -> "CompatBlock":
         if self.budget.space not in self.space:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,6 +10,26 @@ import yaml
 from mergekit_collapse.errors import InvalidRecipeError
 
 FIELD = "compat"
+
+
+def read_text(path: Path, *, newline: str | None = None) -> str:
+    """The text of a recipe's file.
+
+    Args:
+        newline: as for ``open``; "" keeps the file's own line ends.
+
+    Raises:
+        InvalidRecipeError: unreadable, or not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRecipeError(
+            f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise InvalidRecipeError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def lost_block(document: Mapping[Any, Any]) -> str | None:

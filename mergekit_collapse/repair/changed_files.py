@@ -8,6 +8,7 @@ from mergekit_collapse.repair.changed_recipe import written_block
 from mergekit_collapse.repair.moved_block import moved_block
 from mergekit_collapse.repair.split_recipes import SPLIT_FILE
 from mergekit_collapse.report.report import Report
+from mergekit_collapse.whole_file import write_whole
 
 
 def write_split(report: Report, folder: Path) -> None:
@@ -40,8 +41,7 @@ def write_fixed(report: Report, path: Path) -> None:
 
 def _write(path: Path, text: str, otherwise: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise EvaluationError(
             f"{path}: cannot be written: {error.strerror}; mend its rights, or {otherwise}"

@@ -1,8 +1,6 @@
 """The report as ``report.json``: one JSON document, the same for every way in."""
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from mergekit_collapse.report.geometry_document import (
 )
 from mergekit_collapse.report.remedy import remedy_document
 from mergekit_collapse.report.report import Report
+from mergekit_collapse.whole_file import write_whole
 
 FORMAT_VERSION = 1
 _FILE_NAME = "report.json"
@@ -96,14 +95,9 @@ def write_report(report: Report, folder: Path) -> Report:
         EvaluationError: the folder cannot be written, or the disk is full.
     """
     path = folder / _FILE_NAME
-    partial = folder / f".{_FILE_NAME}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(to_json(report), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, to_json(report))
     except OSError as error:
-        with suppress(OSError):  # where the folder itself is what failed
-            partial.unlink(missing_ok=True)
         raise EvaluationError(
             f"{path}: the report cannot be written: {error.strerror}. "
             "Free the disk, or give compat.report another folder"

@@ -93,7 +93,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         predictive=request.predictive,
     )
     profiles: dict[int, ModelLayers] = {}
-    unlayered: list[str] = []
+    unlayered: set[int] = set()
 
     def visit(index: int, model: Any) -> None:
         mend = "check that the model runs in transformers by itself"
@@ -116,20 +116,19 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             if request.profile and index < expert_count and not unlayered:
                 profile = LayerProfile(depths[index], len(probes.probes), request.pooling, batches)
             for batch in batches:
-                outputs = None
-                if profile is not None:
-                    try:
-                        every = range(depths[index] + 1)
-                        outputs = forward(model, batch, every, depths[index], answers)
-                    except LayersNotToldApartError as error:
-                        unlayered.append(str(error))
-                        profile = None
-                    else:
-                        profile.add_all(batch, outputs.hidden)
-                        hidden = tuple(outputs.hidden[k] for k in wanted)
-                        outputs = Outputs(hidden, outputs.answers)
-                if outputs is None:
+                asked = wanted if profile is None else range(depths[index] + 1)
+                try:
+                    outputs = forward(model, batch, asked, depths[index], answers)
+                except LayersNotToldApartError:
+                    if profile is None:
+                        raise
+                    unlayered.add(index)
+                    profile = None
                     outputs = forward(model, batch, wanted, depths[index], answers)
+                if profile is not None:
+                    profile.add_all(batch, outputs.hidden)
+                    hidden = tuple(outputs.hidden[k] for k in wanted)
+                    outputs = Outputs(hidden, outputs.answers)
                 arrays.add(index, batch, outputs)
                 bar.update(len(batch.probes))
             if profile is not None:

@@ -66,8 +66,7 @@ class Observer:
         self._require_every_tensor(saves)
         self.depth = self._model.depth
         block = material.recipe.compat
-        layers = (block.layer,) if isinstance(block.layer, int) else block.layer
-        self._layers = resolve_layers(layers, [self.depth], [MERGED])
+        self._layers = resolve_layers(block.layers, [self.depth], [MERGED])
         self._arrays = StateArrays(
             [MERGED],
             material.probes,
