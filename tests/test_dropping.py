@@ -17,9 +17,9 @@ from mergekit_collapse.remedy.group_reading import (
     ball_reading,
     corollary_reading,
     masks_of,
-    own_task_reading,
     weights_reading,
 )
+from mergekit_collapse.remedy.own_task_reading import own_task_reading
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -38,8 +38,8 @@ ROOMS = {
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict judging": "",
     "remedy": """
-        weight_range protecting reweighting group_reading criterion dropping replacing splitting
-        candidate_sets set_search set_proof choosing candidate_scores
+        weight_range protecting reweighting group_reading own_task_reading criterion dropping
+        replacing splitting candidate_sets set_search set_proof choosing candidate_scores
     """,
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation smoke
@@ -62,7 +62,7 @@ ROOMS = {
     "merge_options assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
         change changed_recipe moved_block group_limits remeasured weights fewer method
-        split_recipes substitutes before_and_after changed_files
+        split_recipes replacement_limits substitutes before_and_after changed_files
     """,
     "remedying": "",
     "merge_plan watched_merge merging gate click_errors mergekit_hook": "",

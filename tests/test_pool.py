@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import warnings
 
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers
 import yaml
 from mergekit.options import MergeOptions
+from tiny_models import make_adapter
 
 from mergekit_collapse import gate
 from mergekit_collapse.errors import InvalidRecipeError
@@ -150,22 +147,6 @@ def test_answers_may_decide(write):
     found = select(write("far", "near1", "near2", compat=compat), QUIET, count=2)
     assert found.geometry.space == "predictive"
     assert chosen(found) == ["near1", "near2"]
-
-
-def make_adapter(base, folder, seed, size):
-    """A LoRA with random weights in both factors, saved by PEFT itself."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_pretrained(base)
-        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
-        model = peft.get_peft_model(model, config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(size * torch.randn(parameter.shape))
-        model.save_pretrained(folder)
-    return folder
 
 
 def test_adapters_of_one_base_are_run_once_each(write, models, tmp_path, monkeypatch):

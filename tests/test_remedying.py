@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from click.testing import CliRunner
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
+from safetensors.torch import load_file, save_file
+from tiny_models import make_adapter
 
 from mergekit_collapse import gate, mergekit_hook
 from mergekit_collapse.cli import main
@@ -322,16 +325,28 @@ def test_an_expert_alone_is_left_out_of_the_split(write, tmp_path):
     assert len(list(yaml.safe_load_all(text))) == 1
 
 
-@pytest.mark.parametrize("rule", ["ball", "corollary", "weights"])
-def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, models, rule):
-    (tmp_path / "rows.txt").write_text("".join(f"Row {i} of text.\n" for i in range(9)))
+RULES = [
+    {"rule": "ball"},
+    {"rule": "corollary"},
+    {"rule": "weights"},
+    {"over": "own_task"},
+    {"over": "own_task", "rule": "weights"},
+]
+
+
+@pytest.mark.parametrize("budget", RULES)
+def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, models, budget):
     (tmp_path / "pool").mkdir()
     for name in ("apart", "three"):
         (tmp_path / "pool" / name).symlink_to(models[name])
-    tasks = [{"name": "mine", "data": "rows.txt", "model": "models/far"}]
+    names = ("one", "far", "two") if budget.get("over") else ("far",)
+    tasks = []
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text("".join(f"Row {i} of {name}.\n" for i in range(9)))
+        tasks.append({"name": name, "data": f"{name}.txt", "model": f"models/{name}"})
     compat = block(
         "substitute",
-        budget={"rule": rule},
+        budget=budget,
         probes={**FAST["probes"], "tasks": tasks},
         substitute={"pool": ["pool/apart", "./pool/three"]},
     )
@@ -339,12 +354,45 @@ def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, model
     report = gate.run(path, tmp_path / "out", QUIET)
     assert report.verdict.decision == "modified"
     assert report.recipe.names == ("one", "three", "two")
-    assert report.recipe.owners == (1,)
+    assert report.recipe.owners == tuple(["one", "far", "two"].index(n) for n in names)
     assert report.remedy.left == ("far",)
+    # The search read the very distortion that the changed recipe then has.
+    assert f"→ {report.remedy.reading_after:.3g}" in report.remedy.notes[0]
+    assert report.remedy.reading_before > 0.3 >= report.remedy.reading_after
     kept = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text(encoding="utf-8"))
     assert [Path(m["model"]).name for m in kept["models"]] == ["one", "three", "two"]
     assert [m["parameters"]["weight"] for m in kept["models"]] == [1.0, 2.0, 1.0]
-    assert Path(kept["compat"]["probes"]["tasks"][0]["model"]).name == "three"
+    tasks = {t["name"]: Path(t["model"]).name for t in kept["compat"]["probes"]["tasks"]}
+    assert tasks == {name: {"far": "three"}.get(name, name) for name in names}
+
+
+def test_a_candidate_of_another_size_does_not_make_the_experts_look_near(write, models, tmp_path):
+    """Its states are 30 times as long, so that beside it everybody else is close together."""
+    shutil.copytree(models["base"], tmp_path / "loud")
+    file = tmp_path / "loud" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] *= 30
+    save_file(tensors, file, metadata={"format": "pt"})
+    pool = ["./loud", str(models["three"])]
+    compat = block("substitute", substitute={"pool": pool}, budget={"mds": None})
+    report, _ = checked(write(even("one", "two", "far"), compat))
+    assert report.recipe.names[:2] == ("one", "two")
+    assert report.recipe.experts[2].model.path == str(models["three"])
+    assert report.verdict.decision == "modified"
+    assert report.remedy.reading_after < 0.01
+
+
+def test_a_pool_holds_adapters_beside_the_recipe(write, models, tmp_path):
+    make_adapter(models["base"], tmp_path / "pool" / "lora", seed=1, size=0.01)
+    (tmp_path / "base").symlink_to(models["base"])
+    compat = block("substitute", substitute={"pool": ["./base+./pool/lora"]})
+    report, _ = checked(write(even("one", "two", "far"), compat))
+    assert report.verdict.decision == "modified"
+    taken = report.recipe.experts[2]
+    assert taken.lora.path == str(tmp_path / "pool" / "lora")
+    compat = block("substitute", substitute={"pool": ["./base+./pool/none"]})
+    with pytest.raises(InvalidRecipeError, match=r"pool\[0\]: .*none: no such folder"):
+        gate.check(write(even("one", "two", "far"), compat), QUIET)
 
 
 @pytest.mark.parametrize(

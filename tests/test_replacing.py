@@ -1,5 +1,7 @@
 """Replacements: the right one is taken, a twin never, and what was tried is said."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,13 @@ from hypothesis import strategies as st
 from made_states import gaussian_points, squared_distances
 
 from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
-from mergekit_collapse.remedy.group_reading import ball_reading, own_task_reading
+from mergekit_collapse.remedy.group_reading import ball_reading, in_own_scale, weights_reading
+from mergekit_collapse.remedy.own_task_reading import (
+    own_task_reading,
+    own_task_weights_reading,
+)
 from mergekit_collapse.remedy.replacing import replace_experts
+from mergekit_collapse.repair.replacement_limits import Lineup
 
 
 def criterion(points, limit, difficulty=None):
@@ -84,6 +91,124 @@ def test_on_own_tasks_a_candidate_answers_for_the_expert_it_replaces():
     )
     assert (found.members, found.inside) == ((0, 3), True)
     assert found.value == pytest.approx(0.01, abs=1e-6)
+
+
+class OwnTasks:
+    """Three experts with a task each, one of them with two, and two candidates, as points."""
+
+    experts, pool = 3, 2
+    owner = np.array([0, 1, 2, 1])
+
+    def __init__(self, seed, *, base):
+        rng = np.random.default_rng(seed)
+        self.lineup = Lineup.of(self.experts, self.pool)
+        models = self.experts + self.pool + base
+        # On each task the models answer otherwise, and spread otherwise.
+        self.points = rng.normal(size=(len(self.owner), models, 4))
+        self.spread = rng.uniform(0.5, 2.0, size=(len(self.owner), self.experts + self.pool))
+        self.weights = rng.uniform(0.1, 0.6, size=self.experts)
+        self.base = len(self.lineup.model) if base else None
+
+    def reading(self):
+        """In the scale of the task's own expert, as it is measured."""
+        rows = [*self.lineup.model, *([self.experts + self.pool] if self.base else [])]
+        squared = np.stack([squared_distances(p[rows]) for p in self.points])
+        own = self.spread[np.arange(len(self.owner)), self.owner]
+        alpha = self.weights if self.base else self.weights / self.weights.sum()
+        return own_task_weights_reading(
+            squared / own[:, None, None],
+            self.owner,
+            np.append(alpha[self.lineup.place], [0.0] * bool(self.base)),
+            base=self.base,
+            stands_for=self.lineup.place,
+            spread=(self.spread / own[:, None])[:, self.lineup.model],
+        )
+
+    def worst(self, group):
+        """The mixture itself, held against whoever answers for each task."""
+        weights = self.weights[self.lineup.place[list(group)]]
+        models = self.lineup.model[list(group)]
+        if self.base:
+            models, weights = [*models, self.experts + self.pool], [*weights, 1 - weights.sum()]
+        else:
+            weights = weights / weights.sum()
+        found = []
+        for task, owner in enumerate(self.owner):
+            stands = next((m for m in group if self.lineup.place[m] == owner), None)
+            if stands is not None:
+                model = self.lineup.model[stands]
+                lost = self.points[task, model] - np.asarray(weights) @ self.points[task, models]
+                found.append(float(lost @ lost) / self.spread[task, model])
+        return max(found)
+
+    def swaps(self, slot):
+        """Every group with one candidate in one place."""
+        for row in self.lineup.candidates[slot]:
+            yield (*range(slot), row, *range(slot + 1, self.experts))
+
+
+@pytest.mark.parametrize("base", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_recipes_own_weights_on_own_tasks_are_those_of_the_mixture_itself(seed, base):
+    made = OwnTasks(seed, base=base)
+    reading = made.reading()
+    rows = range(len(made.lineup.model))
+    groups = [g for n in (2, 3) for g in combinations(rows, n)]
+    groups = [g for g in groups if len(set(made.lineup.place[list(g)])) == len(g)]
+    assert len(groups) > 40
+    for group in groups:
+        assert reading.value(group) == pytest.approx(made.worst(group)), group
+
+
+@pytest.mark.parametrize("base", [True, False])
+@pytest.mark.parametrize("seed", range(12))
+def test_on_own_tasks_under_own_weights_the_best_single_swap_is_that_of_brute_force(seed, base):
+    made = OwnTasks(seed, base=base)
+    start = tuple(range(made.experts))
+    best = {slot: min(made.worst(g) for g in made.swaps(slot)) for slot in start}
+    # A limit that one swap reaches, whichever place it is for.
+    limit = max(min(best.values()), 0.6 * made.worst(start))
+    criterion = Criterion(np.zeros((9, 9)) + 1, made.reading(), limit)
+    found = replace_experts(criterion, made.experts, candidates=made.lineup.candidates)
+    if made.worst(start) <= limit:
+        assert found.swaps == ()
+        return
+    first = found.swaps[0] if found.swaps else None
+    assert first is not None or not found.inside
+    if first is not None:
+        assert first.before == pytest.approx(made.worst(start))
+        assert first.after == pytest.approx(best[first.slot])
+        assert found.value == pytest.approx(made.worst(found.members))
+        assert found.value <= limit
+
+
+def test_a_member_without_a_task_or_weights_that_cancel_are_never_inside():
+    squared = np.stack([squared_distances(gaussian_points(0, 3, 2))] * 2)
+    owner = np.array([0, 1])
+    reading = own_task_weights_reading(squared, owner, np.array([0.5, 0.5, 0.2]), base=None)
+    assert np.isnan(reading.value((0, 2)))
+    cancelling = own_task_weights_reading(squared, owner, np.array([0.5, -0.5, 1.0]), base=None)
+    assert np.isnan(cancelling.value((0, 1)))
+    assert not Criterion(squared[0], cancelling, 9.0).inside((0, 1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_is_read_in_its_own_scale_whatever_else_is_in_the_pool(seed):
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(5, 3))
+    own = rng.uniform(0.2, 50.0, size=5)
+    pooled = squared_distances(points) / own.mean()
+    spread = own / own.mean()
+    for group in combinations(range(5), 3):
+        part = squared_distances(points[list(group)]) / own[list(group)].mean()
+        for make in (ball_reading, even_weights):
+            expected = make(part).value((0, 1, 2))
+            found = in_own_scale(make(pooled), spread).value(group)
+            assert found == pytest.approx(expected)
+
+
+def even_weights(squared):
+    return weights_reading(squared, np.ones(len(squared)), base=None)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(0, 6), st.floats(0.1, 0.9))

@@ -9,11 +9,8 @@ from test_grouping import set_partitions
 
 from mergekit_collapse.geometry.grouping import group_curve
 from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
-from mergekit_collapse.remedy.group_reading import (
-    ball_reading,
-    corollary_reading,
-    own_task_reading,
-)
+from mergekit_collapse.remedy.group_reading import ball_reading, corollary_reading
+from mergekit_collapse.remedy.own_task_reading import own_task_reading
 from mergekit_collapse.remedy.splitting import split
 
 seeds = st.integers(0, 2**32 - 1)

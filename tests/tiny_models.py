@@ -5,14 +5,17 @@ ignored by transformers and build a model of full size.
 """
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
     Gemma2Config,
@@ -202,4 +205,20 @@ def save_variant(source: Path, noise: float, seed: int, folder: Path) -> Path:
         spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
         tensors[name] = tensor + noise * spread * torch.randn(tensor.shape, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, seed: int, size: float) -> Path:
+    """A LoRA with random weights in both factors, saved by PEFT itself."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+        model = peft.get_peft_model(model, config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(size * torch.randn(parameter.shape))
+        model.save_pretrained(folder)
     return folder

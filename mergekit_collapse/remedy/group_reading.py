@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
-from mergekit_collapse.geometry.minimax import minimax_distortion
 from mergekit_collapse.geometry.predicted import predicted_distortion
-from mergekit_collapse.shapes import Float64, Int64
+from mergekit_collapse.shapes import Float64
 
 Group = tuple[int, ...]
 ASCENTS = 20
@@ -81,36 +80,6 @@ def corollary_reading(squared: Float64[np.ndarray, "model model"], dimension: in
     return GroupReading("corollary", value, bound)
 
 
-def own_task_reading(
-    squared: Float64[np.ndarray, "task model model"],
-    owner: Int64[np.ndarray, " task"],
-    stands_for: Int64[np.ndarray, " model"] | None = None,
-) -> GroupReading:
-    """The least worst own-task distortion of the group, over the tasks that its members own.
-
-    It can rise when an expert leaves whose states helped the others, so every group counts.
-
-    Args:
-        squared: D² on the probes of each task, without the base.
-        owner: the expert that owns each task. A group with a member that owns none has the
-            value NaN, which is never inside.
-        stands_for: the expert whose tasks each model answers for; every model for itself if
-            None. A candidate that may take one of several places needs a row for each.
-    """
-    experts = np.arange(squared.shape[1]) if stands_for is None else stands_for
-
-    def value(group: Group) -> float:
-        present = experts[list(group)]
-        if not np.isin(present, owner).all():
-            return float("nan")
-        tasks = np.flatnonzero(np.isin(owner, present))
-        place = (owner[tasks][:, None] == present).argmax(axis=1).astype(np.int64)
-        part = squared[tasks][:, group][:, :, group]
-        return minimax_distortion(part, place).distortion
-
-    return GroupReading("ball on own tasks", value, None)
-
-
 def weights_reading(
     squared: Float64[np.ndarray, "model model"],
     coefficients: Float64[np.ndarray, " model"],
@@ -129,16 +98,44 @@ def weights_reading(
     """
 
     def value(group: Group) -> float:
-        members = list(group)
-        alpha = coefficients[members]
-        if base is not None:
-            alpha = np.append(alpha, 1 - alpha.sum())
-            members.append(base)
-        elif not alpha.sum() > 0:
+        merged = merged_members(coefficients, base, group)
+        if merged is None:
             return float("nan")
-        else:
-            alpha = alpha / alpha.sum()
+        members, alpha = merged
         part = squared[np.ix_(members, members)]
         return float(predicted_distortion(part, alpha)[: len(group)].max())
 
     return GroupReading("weights", value, None)
+
+
+def in_own_scale(reading: GroupReading, spread: Float64[np.ndarray, " model"]) -> GroupReading:
+    """A pooled reading of D², in the scale of the group's own members.
+
+        value(G) · s² / mean over G of s_m²
+
+    Not monotone, so that no bound is known.
+
+    Args:
+        reading: in a scale common to all groups, s².
+        spread: s_m²/s² of each model.
+    """
+
+    def value(group: Group) -> float:
+        return reading.value(group) / float(spread[list(group)].mean())
+
+    return GroupReading(reading.name, value, None)
+
+
+def merged_members(
+    coefficients: Float64[np.ndarray, " model"], base: int | None, group: Group
+) -> tuple[list[int], Float64[np.ndarray, " member"]] | None:
+    """The members, the base after them, and α with sum 1; None where there is no such α.
+
+    With a base the members keep their α and it takes up the rest; without one they are scaled.
+    """
+    members, alpha = list(group), coefficients[list(group)]
+    if base is not None:
+        return [*members, base], np.append(alpha, 1 - alpha.sum())
+    if not alpha.sum() > 0:
+        return None
+    return members, alpha / alpha.sum()

@@ -4,16 +4,17 @@ import numpy as np
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.geometry import Geometry
-from mergekit_collapse.geometry.predicted import predicted_distortion
 from mergekit_collapse.recipe.schema import BudgetBlock
 from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
 from mergekit_collapse.remedy.group_reading import (
-    Group,
     GroupReading,
     ball_reading,
     corollary_reading,
-    own_task_reading,
     weights_reading,
+)
+from mergekit_collapse.remedy.own_task_reading import (
+    own_task_reading,
+    own_task_weights_reading,
 )
 from mergekit_collapse.shapes import Float64, Int64
 
@@ -72,38 +73,10 @@ def _reading(
         squared, owner = owned_tasks(geometry)
         if coefficients is None or budget.rule != "weights":
             return own_task_reading(squared[:, :experts, :experts], owner)
-        return _own_task_weights(squared, owner, coefficients, base)
+        return own_task_weights_reading(squared, owner, coefficients, base=base)
     if budget.rule == "weights" and coefficients is not None:
         return weights_reading(geometry.squared, coefficients, base=base)
     squared = geometry.squared[:experts, :experts]
     if budget.rule == "corollary":
         return corollary_reading(squared, geometry.dimension)
     return ball_reading(squared)
-
-
-def _own_task_weights(
-    squared: Float64[np.ndarray, "task model model"],
-    owner: Int64[np.ndarray, " task"],
-    coefficients: Float64[np.ndarray, " model"],
-    base: int | None,
-) -> GroupReading:
-    """As ``weights_reading``, on the probes of each member's own tasks."""
-
-    def value(group: Group) -> float:
-        if not np.isin(group, owner).all():
-            return float("nan")
-        return max(
-            float(predicted_distortion(part, alpha)[group.index(int(who))])
-            for who, (part, alpha) in _shares(group)
-        )
-
-    def _shares(group: Group) -> list[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        members, alpha = list(group), coefficients[list(group)]
-        if base is not None:
-            members, alpha = [*members, base], np.append(alpha, 1 - alpha.sum())
-        else:
-            alpha = alpha / alpha.sum() if alpha.sum() > 0 else np.full(len(alpha), np.nan)
-        found = np.flatnonzero(np.isin(owner, group))
-        return [(int(owner[t]), (squared[t][np.ix_(members, members)], alpha)) for t in found]
-
-    return GroupReading("weights on own tasks", value, None)

@@ -1,15 +1,13 @@
 """``on_violation: substitute``: models of a pool in the place of the experts that do not fit."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 
 from mergekit_collapse.assessment import Assessment
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.geometry.geometry import Geometry
-from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.compat_source import CompatSource
 from mergekit_collapse.recipe.groups import all_groups, identity
 from mergekit_collapse.recipe.members import block_with_owner, with_replaced
@@ -18,19 +16,11 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock
 from mergekit_collapse.recipe.text import FIELD
 from mergekit_collapse.recipe.yaml_edit import edit_yaml
-from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
-from mergekit_collapse.remedy.group_reading import (
-    GroupReading,
-    ball_reading,
-    corollary_reading,
-    own_task_reading,
-    weights_reading,
-)
 from mergekit_collapse.remedy.replacing import Swap, replace_experts
 from mergekit_collapse.repair.change import Change, NoRemedyError
 from mergekit_collapse.repair.changed_recipe import Changed, written_block
-from mergekit_collapse.repair.group_limits import owned_tasks
 from mergekit_collapse.repair.remeasured import Assess
+from mergekit_collapse.repair.replacement_limits import Lineup, replacement_limits
 
 
 def pool_models(recipe: Recipe) -> tuple[ModelReference, ...]:
@@ -47,15 +37,23 @@ def pool_models(recipe: Recipe) -> tuple[ModelReference, ...]:
             model = ModelReference.parse(path)
         except (ValueError, RuntimeError) as error:
             raise InvalidRecipeError(f"{where}: {path!r} is no model reference: {error}") from None
-        beside = recipe.folder / model.model.path
-        if beside.exists():
-            moved = model.model.model_copy(update={"path": str(beside)})
-            model = model.model_copy(update={"model": moved})
-        elif model.model.path.startswith(("/", ".", "~")):
-            raise InvalidRecipeError(f"{where}: {beside}: no such folder; mend the path")
+        placed = {"model": _placed(model.model, recipe.folder, where)}
+        if model.lora is not None:
+            placed["lora"] = _placed(model.lora, recipe.folder, where)
+        model = model.model_copy(update=placed)
         if identity(model) not in known:
             found.setdefault(identity(model), model)
     return tuple(found.values())
+
+
+def _placed(path: ModelPath, folder: Path, where: str) -> ModelPath:
+    """Beside the recipe, else as MergeKit finds the models of the recipe itself."""
+    beside = folder / path.path
+    if beside.exists():
+        return path.model_copy(update={"path": str(beside)})
+    if path.path.startswith(("/", ".", "~")) and not Path(path.path).exists():
+        raise InvalidRecipeError(f"{where}: {beside}: no such folder; mend the path")
+    return path
 
 
 def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
@@ -76,23 +74,15 @@ def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
         raise NoRemedyError("every model of substitute.pool is merged already")
     joint = _joint(recipe, pool)
     try:
-        measured = assess(joint).report.deciding
+        measured = assess(joint)
     except EvaluationError as error:
         raise InvalidRecipeError(f"compat.substitute.pool cannot be measured: {error}") from error
-    assert measured is not None
-    count, models = len(recipe.experts), len(joint.experts)
-    # A row for every candidate in every place, since it takes over weight and tasks.
-    rows = [*range(count), *(c for _ in range(count) for c in range(count, models))]
-    places = [*range(count), *(slot for slot in range(count) for _ in pool)]
-    criterion = _criterion(measured, recipe, joint, np.array(rows), np.array(places))
-    candidates = {
-        slot: range(count + slot * len(pool), count + (slot + 1) * len(pool))
-        for slot in range(count)
-    }
-    found = replace_experts(criterion, count, candidates=candidates)
+    lineup = Lineup.of(len(recipe.experts), len(pool))
+    limits = replacement_limits(measured, lineup, recipe.compat.budget)
+    found = replace_experts(limits, lineup.experts, candidates=lineup.candidates)
     if not found.swaps:
-        raise NoRemedyError(found.reason or "no replacement was needed in the pool's own scale")
-    new = {swap.slot: joint.experts[rows[swap.candidate]] for swap in found.swaps}
+        raise NoRemedyError(found.reason or "beside the pool the recipe is inside its limits")
+    new = {swap.slot: joint.experts[lineup.model[swap.candidate]] for swap in found.swaps}
     changed = _replaced(recipe, new)
     notes = [_said(recipe, changed.recipe, swap) for swap in found.swaps]
     notes += [changed.note] if changed.note else []
@@ -109,45 +99,6 @@ def _joint(recipe: Recipe, pool: tuple[ModelReference, ...]) -> Recipe:
         names=names,
         compat=recipe.compat.model_copy(update={"budget": budget}),
     )
-
-
-def _criterion(
-    geometry: Geometry, recipe: Recipe, joint: Recipe, rows: np.ndarray, places: np.ndarray
-) -> Criterion:
-    """As ``group_limits``, over the experts and every candidate in every place."""
-    budget, part = recipe.compat.budget, np.ix_(rows, rows)
-    squared = geometry.squared[part]
-    difficulty = None
-    if budget.mds is not None:
-        chance = None if geometry.chance is None else geometry.chance[part]
-        distance = geometry.distance[part]
-        difficulty = DifficultyLimit(budget.mds, budget.similarity, distance, chance)
-    reading = ball_reading(squared)
-    if budget.over == "own_task" and budget.rule == "weights":
-        raise NoRemedyError("over: own_task with rule: weights cannot be searched; use rule: ball")
-    if budget.over == "own_task":
-        tasks, owner = owned_tasks(geometry)
-        reading = own_task_reading(tasks[:, rows][:, :, rows], owner, places)
-    elif budget.rule == "corollary":
-        reading = corollary_reading(squared, geometry.dimension)
-    elif budget.rule == "weights":
-        reading = _weights(geometry, joint, rows, places)
-    return Criterion(squared, reading, budget.distortion, difficulty)
-
-
-def _weights(
-    geometry: Geometry, joint: Recipe, rows: np.ndarray, places: np.ndarray
-) -> GroupReading:
-    alpha = recipe_coefficients(joint).alpha
-    if alpha is None:
-        raise NoRemedyError("rule: weights needs a method whose weights are known")
-    every, shares = list(rows), alpha[places]
-    base = None
-    if len(geometry.squared) > geometry.expert_count:
-        base = len(every)
-        every.append(geometry.expert_count)
-        shares = np.append(shares, 0.0)
-    return weights_reading(geometry.squared[np.ix_(every, every)], shares, base=base)
 
 
 def _replaced(recipe: Recipe, new: dict[int, ModelReference]) -> Changed:
@@ -186,5 +137,5 @@ def _with_owners(recipe: Recipe, new: dict[int, ModelReference]) -> CompatBlock:
 def _said(before: Recipe, after: Recipe, swap: Swap) -> str:
     return (
         f"{after.names[swap.slot]} takes the place of {before.names[swap.slot]}: "
-        f"{swap.before:.3g} → {swap.after:.3g} beside the pool"
+        f"{swap.before:.3g} → {swap.after:.3g}"
     )
