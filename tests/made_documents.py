@@ -4,9 +4,11 @@ import copy
 import functools
 import json
 
+import made_report
 import numpy as np
 from mergekit.config import MergeConfiguration
-from test_shown import PROBES, made_report
+from test_shown import PROBES
+from test_shown import made_report as measured_report
 
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.report.document import to_json
@@ -34,7 +36,7 @@ def text_of(count, odd, seed, budget):
     """Measured once: most of the time goes there."""
     names = ("near", "close", "odd")[:count]
     made = states(count if odd else count + 1, seed)[:count]
-    return to_json(made_report(made, names, **dict(budget)))
+    return to_json(measured_report(made, names, **dict(budget)))
 
 
 def refused(**budget):
@@ -46,7 +48,7 @@ def allowed(seed=0, **budget):
 
 
 def warned():
-    report = made_report(states(), ("near", "close", "odd"))
+    report = measured_report(states(), ("near", "close", "odd"))
     return json.loads(to_json(report.as_warning()))
 
 
@@ -184,6 +186,18 @@ def made_before():
     return {**document, "evaluation": evaluation(("near", "close"))}
 
 
+def changed():
+    """An expert gave way to another."""
+    verdict = {"decision": "modified", "exit_code": 0, "reasons": []}
+    found = made_report.remedy("near", "odd", "close")
+    return {**allowed(), "verdict": verdict, "gate": verdict, "remedy": found}
+
+
+def split():
+    """Refused, and what could be merged instead."""
+    return {**refused(), "remedy": made_report.remedy("near", "odd", "close", split=True)}
+
+
 def renamed(part, names):
     """The document with every text that holds a name changed, keys too."""
     if isinstance(part, dict):
@@ -208,6 +222,7 @@ def hostile():
     ]
     document["versions"][HOSTILE[1]] = HOSTILE[3]
     document["recipe"] |= {"path": HOSTILE[0], "method": HOSTILE[3]}
+    document["remedy"] = made_report.remedy(*HOSTILE[:3])
     document["probes"]["digest"] = HOSTILE[2]
     document = {**document, "evaluation": found, "timing": {HOSTILE[3]: 1.0}}
     return worse(document, found)
@@ -224,5 +239,7 @@ MAKERS = {
     "stopped": (stopped, 4),
     "overruled": (overruled, 0),
     "made before": (made_before, 0),
+    "changed": (changed, 0),
+    "split": (split, 3),
     "hostile": (hostile, 4),
 }

@@ -1,16 +1,20 @@
 """Reports for the tests of the page: real geometry of made-up states, and what may follow."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from made_states import hidden_states
 
 from mergekit_collapse.geometry.geometry import measure
+from mergekit_collapse.recipe.yaml_edit import yaml_diff
 from mergekit_collapse.report.geometry_document import (
     geometry_document,
     groups_document,
     scores_document,
 )
+from mergekit_collapse.report.remedy import Remedy, RemedyMember, remedy_document
+from mergekit_collapse.verdict import Reason
 
 NAMES = ("sentiment", "topic", "arithmetic")
 HOSTILE = (
@@ -169,6 +173,45 @@ def conflict(document: Any) -> dict[str, Any]:
         "cosine": [[1.0 if i == j else -0.25 for j in range(count)] for i in range(count)],
         "notes": ["one tensor is tied"],
     }
+
+
+def remedy(stays: str, left: str, joined: str, *, split: bool = False) -> dict[str, Any]:
+    """One expert left and another came; or both can be merged apart."""
+    before = f"models:\n# mine\n- model: {stays}\n- model: {left}\n-- not a file\n"
+    after = f"models:\n# mine\n- model: {stays}\n- model: {joined}\n+ 1\n"
+    members = (
+        RemedyMember(stays, 0.5, 0.25, 0.125, 0.0625, left=False),
+        RemedyMember(left, 0.5, None, 1.75, None, left=True),
+        RemedyMember(joined, None, 0.75, None, 0.03125, left=False, joined=True),
+    )
+    if split:  # which leaves the recipe as it is
+        members = tuple(
+            replace(member, weight_after=None, predicted_after=None, left=False)
+            for member in members[:2]
+        )
+    over = Reason("distortion", "ball", left, 1.75, None, 0.25, f"Leave {left} out.")
+    found = Remedy(
+        action="split" if split else "substitute",
+        source_sha256="ab" * 32,
+        over=(over,),
+        diff=None if split else yaml_diff(before, after, "recipe.yml"),
+        effective=None if split else after,
+        members=members,
+        reading_before=1.5,
+        reading_after=None if split else 0.0625,
+        notes=(f"{joined} takes the place of {left}",),
+        split=f"# {stays} | {left}\nname: group-1\n---\nname: group-2\n" if split else None,
+    )
+    return remedy_document(found)
+
+
+def changed(names: tuple[str, ...] = NAMES, *, split: bool = False) -> Any:
+    """A check whose recipe was changed, or could be split."""
+    document = report(names[:2])
+    document["remedy"] = remedy(*names[:3], split=split)
+    if not split:
+        document["verdict"] = {"decision": "modified", "exit_code": 0, "reasons": []}
+    return document
 
 
 def full(names: tuple[str, ...] = NAMES) -> Any:

@@ -1,5 +1,6 @@
 """The page says the verdict, why, and every number; it needs nothing and obeys no one's names."""
 
+import html
 import re
 import sys
 from html.parser import HTMLParser
@@ -56,6 +57,9 @@ PAGES = {
     "two": lambda: made_report.full(made_report.NAMES[:2]),
     "hostile": lambda: made_report.full(made_report.HOSTILE),
     "nothing": made_report.nothing_merged,
+    "changed": made_report.changed,
+    "changed, hostile": lambda: made_report.changed(made_report.HOSTILE),
+    "split": lambda: made_report.changed(split=True),
 }
 
 
@@ -159,6 +163,67 @@ def test_nothing_merged_says_so():
     page = Page(to_html(made_report.nothing_merged()))
     assert "Every slice has one source, so no two models are merged." in page.text
     assert "passed" not in page.text
+
+
+# --- what was changed
+
+
+def test_a_change_shows_members_readings_notes_and_the_diff():
+    text = to_html(made_report.changed())
+    page = Page(text)
+    assert "What was changed substitute" in page.text
+    assert "Distortion 1.50 → 0.0625 , limit 0.05" in page.text
+    for row in (
+        "sentiment stays 0.500 0.250 0.125 0.0625",
+        "topic − left out 0.500 – 1.75 –",
+        "arithmetic + taken in – 0.750 – 0.0312",
+    ):
+        assert row in page.text, row
+    assert "As it was written, it was over distortion of topic" in page.text
+    assert "arithmetic takes the place of topic" in page.text
+    assert "Each side is in the scale of the experts of its time." in page.text
+
+
+def test_the_marks_of_a_diff_are_text():
+    text = to_html(made_report.changed())
+    pre = re.search(r'<pre class="diff".*?</pre>', text, re.DOTALL).group()
+    assert re.findall(r"<ins>(.*?)</ins>", pre) == ["+- model: arithmetic", "++ 1"]
+    # A removed line that begins with -- is not the name of a file.
+    assert re.findall(r"<del>(.*?)</del>", pre) == ["-- model: topic", "--- not a file"]
+    assert [line[:3] for line in re.findall(r'<span class="quiet">(.*?)</span>', pre)] == [
+        *("---", "+++", "@@ "),
+    ]
+    shown = html.unescape(re.sub(r"<[^>]*>", "", pre))
+    assert shown.rstrip("\n") == made_report.changed()["remedy"]["diff"].rstrip("\n")
+
+
+def test_a_diff_is_escaped_like_everything_else():
+    text = to_html(made_report.changed(made_report.HOSTILE))
+    assert "<script" not in text
+    assert " - model: &lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_a_split_shows_the_recipes_and_nothing_after():
+    page = Page(to_html(made_report.changed(split=True)))
+    assert "What would fit split" in page.text
+    assert "Refused before the merge" in page.text
+    assert "name: group-1 --- name: group-2" in page.text
+    assert "Weight after" not in page.text
+
+
+def test_recipes_are_shown_line_by_line_as_they_are():
+    text = to_html(made_report.changed(split=True))
+    recipes = re.findall(r"<pre tabindex[^>]*>(.*?)</pre>", text, re.DOTALL)
+    assert [html.unescape(one) for one in recipes] == [
+        "# sentiment | topic\nname: group-1\n---\nname: group-2\n",
+        "models:\n  - model: <b>&amp;\n\\tcompat: {}\n",
+    ]
+
+
+def test_what_was_tried_in_vain_is_said():
+    document = made_report.report()
+    document |= {"remedy": None, "remedy_reason": "drop: every choice is over"}
+    assert "No change of the recipe: drop: every choice is over." in Page(to_html(document)).text
 
 
 # --- numbers and reasons
@@ -372,6 +437,8 @@ def test_every_ink_of_the_page_stands_out(mode):
     for name in ("ink", "quiet", "allow", "warn", "refuse", "unknown", "limit"):
         for ground in ("ground", "panel"):
             assert contrast(inks[name], inks[ground]) >= 4.5, name
+    for ground in ("added", "removed"):
+        assert contrast(inks["ink"], inks[ground]) >= 7
     for name in (f"series-{i}" for i in range(1, 9)):
         assert contrast(inks[name], inks["ground"]) >= 4.5, name
 

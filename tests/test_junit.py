@@ -70,6 +70,17 @@ def test_the_file_is_valid_and_fails_exactly_where_the_command_does(name):
     assert (failed > 0) == (exit_code != 0)
 
 
+def test_a_change_stands_beside_the_gates_cases():
+    root = ET.fromstring(to_junit(made_documents.changed()))
+    line = "substitute: without odd; with close; distortion 1.5 → 0.0625"
+    found = {p.get("name"): p.get("value") for p in root.iter("property")}
+    assert found["remedy"] == line
+    told = root.find("testsuite/system-out").text
+    assert told.startswith(f"{line}\nnote: close takes the place of odd\n--- recipe.yml")
+    assert "\n+- model: close" in told
+    assert "name: group-2" in to_junit(made_documents.split())
+
+
 def test_a_case_for_every_limit_says_what_was_read():
     cases = suites(made_documents.refused())["gate"]
     mds = [name for name in cases if name.startswith("MDS of ")]

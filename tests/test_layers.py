@@ -49,15 +49,15 @@ ROOMS = {
     "watch": "layer_tasks substitution observer watch rehearsal",
     "report": """
         geometry_document remedy report evaluation_document document merged_text verdict_text
-        terminal stored stored_geometry stored_evaluation stored_report reader
+        terminal stored stored_geometry stored_evaluation stored_remedy stored_report reader
     """,
     "formats": """
-        plain missing_keys readings stages markdown card junit github scalars tracking
+        plain missing_keys readings stages change markdown card junit github scalars tracking
         announcement comparison
     """,
     "page": """
-        numerals palette seriation plane_map inline_svg charts map_chart verdict_view meters
-        space_view evaluation_view html
+        numerals palette seriation plane_map inline_svg charts map_chart verdict_view remedy_view
+        meters space_view evaluation_view html
     """,
     "merge_options assessment evaluating staging staging_folder rehearsing": "",
     "repair": """

@@ -109,6 +109,37 @@ def test_a_merge_that_was_stopped_says_where():
         assert "Monitor: **refuse**, stopped at layer 2; nothing was written." in text
 
 
+def test_a_change_is_shown_with_its_members_and_its_diff():
+    for write in (to_markdown, card_section):
+        text = write(made_documents.changed())
+        assert "Gate: **modified**." in text
+        line = "substitute: without odd; with close; distortion 1.5 → 0.0625"
+        assert f"Changed ({line}):\n" in text
+        rows = rows_of(text)
+        assert rows[0][:3] == ["expert", "then", "weight before"]
+        assert rows[1:4] == [
+            ["near", "stays", "0.5", "0.25", "0.125", "0.0625"],
+            ["odd", "left out", "0.5", "-", "1.75", "-"],
+            ["close", "taken in", "-", "0.75", "-", "0.0312"],
+        ]
+        (code,) = [token.content for token in parsed(text) if token.type == "code_block"]
+        assert code.startswith("--- recipe.yml\n+++ recipe.yml (changed)\n@@")
+        assert "\n-- model: odd\n" in code
+        assert "\n+- model: close\n" in code
+        assert "- Note: close takes the place of odd" in text
+    assert to_markdown(made_documents.changed()).startswith(
+        "## mergekit-collapse: allowed after a change\n"
+    )
+
+
+def test_a_split_is_shown_as_what_could_be_merged():
+    text = to_markdown(made_documents.split())
+    assert "Could be merged as (split: distortion 1.5):\n" in text
+    (code,) = [token.content for token in parsed(text) if token.type == "code_block"]
+    assert code == "# near | odd\nname: group-1\n---\nname: group-2\n"
+    assert "weight before" not in text
+
+
 def test_where_nothing_was_merged_it_says_so():
     text = to_markdown(made_documents.nothing_merged())
     assert "## mergekit-collapse: allowed" in text

@@ -33,6 +33,7 @@ PAGES = {
     "full": made_report.full,
     "hostile": lambda: made_report.full(made_report.HOSTILE),
     "nothing": made_report.nothing_merged,
+    "changed": made_report.changed,
 }
 
 

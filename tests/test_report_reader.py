@@ -16,7 +16,7 @@ from mergekit_collapse.report import reader
 from mergekit_collapse.report.document import FORMAT_VERSION
 from mergekit_collapse.report.reader import parse_report, read_report
 
-FULL = made_report.full()
+FULL = {**made_report.full(), "remedy": made_report.changed()["remedy"]}
 
 
 def written(folder, document):

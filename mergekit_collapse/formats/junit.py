@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from mergekit_collapse.findings import printable
+from mergekit_collapse.formats.change import change_line
 from mergekit_collapse.formats.missing_keys import complete
 from mergekit_collapse.formats.stages import Check, Stage, stages
 
@@ -60,12 +61,20 @@ def _suite(stage: Stage, document: dict[str, Any]) -> ET.Element:
         # CI systems tell cases apart by their names alone.
         unique = name if taken[name] == 1 else f"{name} #{taken[name]}"
         suite.append(_checked(stage.name, unique, check))
-    if stage.name == "gate" and document["warnings"]:
-        lines = [f"{w['subject']}: {w['message']}; {w['advice']}" for w in document["warnings"]]
+    if stage.name == "gate" and (lines := _told(document)):
         ET.SubElement(suite, "system-out").text = "\n".join(printable(line) for line in lines)
     outcomes = Counter[str](check.outcome for check in stage.checks)
     _count(suite, {"tests": len(suite.findall("testcase")), **outcomes}, stage.seconds or 0.0)
     return suite
+
+
+def _told(document: dict[str, Any]) -> list[str]:
+    """What the preflight warned of, and what was changed."""
+    lines = [f"{w['subject']}: {w['message']}; {w['advice']}" for w in document["warnings"]]
+    if (remedy := document["remedy"]) is not None:
+        lines += [change_line(remedy), *(f"note: {note}" for note in remedy["notes"])]
+        lines += (remedy["diff"] or remedy["split"] or "").splitlines()
+    return lines
 
 
 def _properties(stage: Stage, document: dict[str, Any]) -> dict[str, str]:
@@ -77,6 +86,8 @@ def _properties(stage: Stage, document: dict[str, Any]) -> dict[str, str]:
         found |= {f"recipe.{key}": recipe[key] or "" for key in ("path", "sha256", "method")}
         if probes is not None:
             found["probes.digest"] = probes["digest"] or ""
+        if document["remedy"] is not None:
+            found["remedy"] = change_line(document["remedy"])
         found |= {f"version.{name}": version for name, version in document["versions"].items()}
     elif document[stage.name]["stopped_at"] is not None:
         found["stopped_at"] = str(document[stage.name]["stopped_at"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from mergekit_collapse.formats.change import change_line, member_table
 from mergekit_collapse.formats.missing_keys import complete
 from mergekit_collapse.formats.plain import plain
 from mergekit_collapse.formats.readings import deciding, measured, reason_text, scores
@@ -54,7 +55,9 @@ def _remedy(found: dict[str, Any]) -> Iterator[Block]:
     if not changed:
         return
     what = "Changed" if found["diff"] else "Could be merged as"
-    yield [f"{what} ({plain(found['action'])}):"]
+    yield [f"{what} ({plain(change_line(found))}):"]
+    if rows := [[plain(text) for text in row] for row in member_table(found)]:
+        yield _table(rows[0], rows[1:])
     yield [f"    {line}" for line in changed.splitlines()]
     yield [f"- Note: {plain(note)}" for note in found["notes"]]
 

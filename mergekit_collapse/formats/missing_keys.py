@@ -60,6 +60,7 @@ _EVALUATION = _Maybe(
         "checks": _Each({"name": "", "passed": False, "detail": ""}),
     }
 )
+_MEMBER = ("weight_before", "weight_after", "predicted_before", "predicted_after")
 _DOCUMENT = {
     "verdict": _VERDICT,
     "gate": _Maybe(_VERDICT),
@@ -76,7 +77,13 @@ _DOCUMENT = {
     "forward": _Maybe({}),
     "geometry": {"hidden": _SPACE, "predictive": _SPACE},
     "mds": {},
-    "remedy": _Maybe({"action": "", "diff": None, "notes": [], "split": None}),
+    "remedy": _Maybe(
+        {
+            **dict.fromkeys(("diff", "split", "distortion_before", "distortion_after"), None),
+            **{"action": "", "notes": [], "dropped": [], "joined": []},
+            "experts": _Each({"name": "", **dict.fromkeys(_MEMBER)}),
+        }
+    ),
     **dict.fromkeys(("rehearsal", "monitor", "evaluation"), _EVALUATION),
     "parameters": _Maybe({"mean_cosine": None}),
 }

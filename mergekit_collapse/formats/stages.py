@@ -64,7 +64,8 @@ class Ending:
     """What became of the merge, over all stages.
 
     Attributes:
-        word: such as ``refused``; ``allowed with warnings`` where a stage only warns.
+        word: such as ``refused``; ``allowed with warnings`` where a stage only warns, and
+            ``allowed after a change`` where an action made it so.
     """
 
     word: str
@@ -135,6 +136,8 @@ def ending(document: dict[str, Any]) -> Ending:
     worst = max(document["verdict"]["exit_code"], *(stage.exit_code for stage in found))
     if worst == 0 and any(stage.decision == "warn" for stage in found):
         return Ending("allowed with warnings", 0)
+    if worst == 0 and any(stage.decision == "modified" for stage in found):
+        return Ending("allowed after a change", 0)
     return Ending(_ENDINGS.get(worst, f"ended with exit code {worst}"), worst)
 
 

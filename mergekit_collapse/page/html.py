@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mergekit_collapse.findings import printable
 from mergekit_collapse.page import evaluation_view as evaluations
-from mergekit_collapse.page import verdict_view
+from mergekit_collapse.page import remedy_view, verdict_view
 from mergekit_collapse.page.charts import charts_available
 from mergekit_collapse.page.meters import meters
 from mergekit_collapse.page.numerals import limit, percent, short, three
@@ -39,6 +39,8 @@ def to_html(document: dict[str, Any], *, charts: bool = True) -> str:
         headline=verdict_view.headline(report),
         meters=meters(report),
         reasons=verdict_view.grouped(report),
+        remedy_told=None if report.remedy is None else remedy_view.told(report.remedy),
+        diff=() if report.remedy is None else remedy_view.diff_lines(report.remedy),
         spaces=[space_view(report, name, one, charts=charts) for name, one in report.spaces],
         evaluations=[
             evaluations.evaluation_view(report, key, one, charts=charts)

@@ -66,6 +66,11 @@ class Remedy:
         """Names of the experts that are not merged any more."""
         return tuple(member.name for member in self.members if member.left)
 
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Names of the experts that took their place."""
+        return tuple(member.name for member in self.members if member.joined)
+
 
 def remedy_document(remedy: Remedy) -> dict[str, Any]:
     """For ``report.json``."""
@@ -76,6 +81,7 @@ def remedy_document(remedy: Remedy) -> dict[str, Any]:
         **defined("diff", remedy.diff, no_change),
         **defined("effective", remedy.effective, no_change),
         "dropped": list(remedy.left),
+        "joined": list(remedy.joined),
         "experts": [_member(member, remedy.split is not None) for member in remedy.members],
         **defined("distortion_before", remedy.reading_before, unlimited),
         **defined(
@@ -102,8 +108,8 @@ def summary(remedy: Remedy) -> str:
     parts = []
     if remedy.left:
         parts.append(f"without {', '.join(remedy.left)}")
-    if joined := [member.name for member in remedy.members if member.joined]:
-        parts.append(f"with {', '.join(joined)}")
+    if remedy.joined:
+        parts.append(f"with {', '.join(remedy.joined)}")
     stayed = [member for member in remedy.members if not (member.left or member.joined)]
     changed = [m for m in stayed if m.weight_after != m.weight_before]
     if changed and all(m.weight_before is not None for m in changed):

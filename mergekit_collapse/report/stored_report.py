@@ -19,6 +19,7 @@ from mergekit_collapse.report.stored import (
 )
 from mergekit_collapse.report.stored_evaluation import StoredEvaluation, StoredParameters
 from mergekit_collapse.report.stored_geometry import StoredGeometry, StoredGrouping
+from mergekit_collapse.report.stored_remedy import StoredRemedy
 
 # Ordering and mapping take N³; a merge has two to a few dozen.
 MOST_EXPERTS = 500
@@ -58,6 +59,7 @@ class StoredReport(Part):
     geometry: StoredSpaces = StoredSpaces()
     mds: dict[str, dict[str, tuple[Number | str | None, ...]]] = Field(default_factory=dict)
     groups: tuple[StoredGrouping, ...] = ()
+    remedy: StoredRemedy | None = None
     rehearsal: StoredEvaluation | None = None
     monitor: StoredEvaluation | None = None
     evaluation: StoredEvaluation | None = None
