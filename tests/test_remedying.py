@@ -1,5 +1,6 @@
 """A refused recipe changed as its block says: what is merged, written, reported and refused."""
 
+import inspect
 import json
 import os
 import shutil
@@ -477,7 +478,6 @@ def stock(folder, program, *arguments):
     )
 
 
-@pytest.mark.slow
 def test_the_stock_command_merges_what_a_split_says(write, tmp_path):
     path = write(even("one", "far", "two", "away"), block("split"))
     done = stock(tmp_path, "mergekit-yaml", path, "out")
@@ -492,15 +492,63 @@ def test_the_stock_command_merges_what_a_split_says(write, tmp_path):
         assert json.loads(document.read_text(encoding="utf-8"))["verdict"]["decision"] == "allow"
 
 
-@pytest.mark.slow
-def test_the_stock_command_merges_what_is_left(write, tmp_path):
-    path = write(even("one", "far", "two"), block("drop"))
+STOCK = {
+    "reweight": ({"one": 0.9, "far": 0.1}, "linear", {}),
+    "drop": (even("one", "far", "two"), "linear", {}),
+    "substitute": (even("one", "far", "two"), "linear", {}),
+    "karcher": ({"far": 0.1, "away": 0.1}, "task_arithmetic", {"base_model": "base"}),
+}
+
+
+@pytest.mark.parametrize("action", STOCK)
+def test_the_stock_command_merges_what_an_action_made_of_the_recipe(
+    write, tmp_path, models, action
+):
+    weights, method, keys = STOCK[action]
+    limits = {"rule": "weights", "distortion": 0.3 if action == "karcher" else 1.0, "mds": None}
+    compat = block(
+        action,
+        budget={} if action in ("drop", "substitute") else limits,
+        reweight={"floor": 0.0},
+        substitute={"pool": [str(models["three"])]},
+        evaluate=OPEN,
+        rehearse="never",
+    )
+    path = write(weights, compat, method, **keys)
     done = stock(tmp_path, "mergekit-yaml", path, "out")
     assert done.returncode == 0, done.stderr
-    assert "CHANGED (drop): without far" in done.stderr
-    kept = (tmp_path / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
-    assert listed(kept) == ["one", "two"]
-    assert "compat" in yaml.safe_load(kept)
     report = json.loads((tmp_path / "out.compat" / "report.json").read_text(encoding="utf-8"))
     assert report["verdict"]["decision"] == "modified"
     assert report["evaluation"]["verdict"]["decision"] == "allow"
+    remedy = report["remedy"]
+    assert remedy["distortion_before"] > report["budget"]["distortion"]
+    assert remedy["distortion_after"] <= report["budget"]["distortion"]
+    # Shown as a diff, and the very YAML that is in the model and in its card.
+    assert f"CHANGED ({action}): " in done.stderr
+    assert remedy["diff"].rstrip("\n") in done.stderr
+    assert remedy["diff"].startswith("--- recipe.yml\n+++ recipe.yml (changed)\n")
+    kept = (tmp_path / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
+    assert kept == remedy["effective"] != path.read_text(encoding="utf-8")
+    assert kept.startswith("# a recipe of mine\n")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert kept.rstrip("\n") in card
+    assert "**modified**" in card
+    assert "\n    --- recipe.yml" in card
+    document = yaml.safe_load(kept)
+    assert document["compat"]["on_violation"] == action
+    names = [Path(m["model"]).name for m in document["models"]]
+    new = [m["parameters"]["weight"] for m in document["models"]]
+    if action == "reweight":
+        assert names == ["one", "far"]
+        np.testing.assert_allclose(new, report["geometry"]["hidden"]["center"], atol=1e-6)
+    elif action == "karcher":
+        assert document["merge_method"] == "weighted_karcher"
+        assert "base_model" not in document
+    else:
+        assert names == ["one", *(["model"] if action == "substitute" else []), "two"]
+    # Merged by MergeKit alone, that YAML gives the same weights.
+    del document["compat"]
+    config = MergeConfiguration.model_validate(document)
+    inspect.unwrap(mergekit.merge.run_merge)(config, str(tmp_path / "plain"), QUIET)
+    weights = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "plain")]
+    assert weights[0] == weights[1]
