@@ -19,7 +19,7 @@ from mergekit_collapse.commands.options import (
     writable,
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
-from mergekit_collapse.commands.recipe_files import write_recipe
+from mergekit_collapse.commands.recipe_files import told_of_fix, write_recipe
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
@@ -102,6 +102,8 @@ def check(
             recipe, merge_options, report, rehearse=rehearse, parameters=parameters, fix=fix
         )
         _show(found, merge_options, files)
+    if fix is not None:
+        click.echo(told_of_fix(fix, found), err=files.to_stdout)
     sys.exit(found.verdict.exit_code)
 
 
@@ -235,6 +237,7 @@ def select(
         write_text(selection_json(found), json_file, "--json")
     if recipe is not None:
         write_recipe(recipe, chosen_text(found, recipe.absolute().parent))
+        click.echo(f"Recipe: {printable(str(recipe))}", err=json_file == "-")
     sys.exit(found.verdict.exit_code)
 
 

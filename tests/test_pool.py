@@ -142,6 +142,17 @@ def test_the_verdict_is_what_check_says_of_the_recipe(write, models, tmp_path):
     assert [t.owner for t in report.deciding.own_task.tasks] == [None, 0, 1]
 
 
+def test_near_copies_among_the_chosen_are_named(write, models, variant):
+    copy = {"model": str(variant(models["off"], 1e-3, 6)), "name": "copy"}
+    found = select(write("off", copy, "far"), QUIET, count=2)
+    notes = [line for line in selection_text(found).splitlines() if "nearly the same" in line]
+    assert len(notes) == 1
+    assert "off and copy are nearly the same model" in notes[0]
+    assert "must_not_have" in notes[0]
+    apart = select(write("near1", "off", "far"), QUIET, count=2)
+    assert "nearly the same" not in selection_text(apart)
+
+
 def test_answers_may_decide(write):
     compat = FAST | {"space": ["predictive"], "budget": {"space": "predictive", "mds": None}}
     found = select(write("far", "near1", "near2", compat=compat), QUIET, count=2)

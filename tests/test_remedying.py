@@ -435,7 +435,23 @@ def test_the_command_line_shows_the_change(write, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert "--- recipe.yml" in done.stdout
     assert "CHANGED (drop): without far" in done.stdout
+    assert done.stdout.endswith(f"Recipe: {tmp_path / 'fixed.yml'}\n")
     assert listed((tmp_path / "fixed.yml").read_text(encoding="utf-8")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "why"),
+    [
+        (("one", "two"), 0, "the recipe needs no change"),
+        (("one", "far"), 3, "no change would be allowed"),
+    ],
+)
+def test_where_nothing_is_fixed_it_says_why(write, tmp_path, names, code, why):
+    path = write(even(*names), block("drop"))
+    done = CliRunner().invoke(main, ["check", str(path), "--fix", str(tmp_path / "fixed.yml")])
+    assert done.exit_code == code
+    assert done.stdout.endswith(f"fixed.yml was not written: {why}\n")
+    assert not (tmp_path / "fixed.yml").exists()
 
 
 def test_a_warning_gate_refuses_nothing(write, tmp_path, monkeypatch):

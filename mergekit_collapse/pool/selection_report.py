@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from mergekit_collapse.errors import MergeRefusedError
@@ -16,6 +17,9 @@ FORMAT_VERSION = 1
 ALL_REQUIRED = "every member is in must_have, so none can make room"
 _NO_NUMBER = "the number of members was given"
 _MEMBERS_ONLY = "it was not chosen"
+# 0 is the same, 2 unrelated.
+_TWINS = 0.01
+_SHOWN = 3
 
 
 def selection_text(selection: Selection) -> str:
@@ -154,6 +158,21 @@ def _table(selection: Selection) -> Iterator[str]:
         )
     yield "  score: r² of the chosen set over r² with the candidate in place of a member (1 best)"
     yield "  added: r² of the chosen set with the candidate besides"
+    yield from _twins(selection)
+
+
+def _twins(selection: Selection) -> Iterator[str]:
+    """Near copies merge best of all, and are seldom what is wanted."""
+    names, squared = selection.recipe.names, selection.geometry.squared
+    pairs = combinations(range(len(names)), 2)
+    found = sorted((float(squared[i, j]), i, j) for i, j in pairs if squared[i, j] < _TWINS)
+    for value, i, j in found[:_SHOWN]:
+        yield (
+            f"  note: {printable(names[i])} and {printable(names[j])} are nearly the same model "
+            f"(D² {value:.2g}); name one in must_not_have to give its place to another"
+        )
+    if len(found) > _SHOWN:
+        yield f"  note: and {len(found) - _SHOWN} more pairs of near copies"
 
 
 def _ending(selection: Selection) -> Iterator[str]:
