@@ -35,7 +35,8 @@ def write(tmp_path, models):
 
     def write(*names, compat=FAST, folder=tmp_path, **keys):
         candidates = [
-            {"model": str(models[name]), "name": name} if name in models else name for name in names
+            {"model": str(models[name]), "name": name} if str(name) in models else name
+            for name in names
         ]
         document = {"candidates": candidates, "dtype": "float32", "compat": compat, **keys}
         path = folder / "pool.yml"
