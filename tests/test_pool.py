@@ -186,6 +186,26 @@ def test_adapters_of_one_base_are_run_once_each(write, models, tmp_path, monkeyp
     assert [m["parameters"] for m in models_of] == [{"weight": 0.5}] * 2
 
 
+def test_8_of_64_adapters_are_the_proven_best(write, models, tmp_path):
+    """As many as the paper's pool: eight that hardly move their base among 56 that do."""
+    base, still = models["base"], set(range(3, 64, 8))
+    pool = [
+        f"{base}+{make_adapter(base, tmp_path / f'lora{i}', i, 0.02 if i in still else 0.5)}"
+        for i in range(64)
+    ]
+    found = select(write(*pool, base_model=str(base), choose={"count": 8}), QUIET)
+    assert set(chosen(found)) == {f"lora{i}" for i in still}
+    assert (found.choice.exact, found.choice.gap) == (True, 0.0)
+    assert len(found.scores) == 64
+    assert min(s.score for i, s in enumerate(found.scores) if i in still) == 1
+    assert max(s.score for i, s in enumerate(found.scores) if i not in still) < 1
+    out = tmp_path / "merge.yml"
+    out.write_text(recipe_text(found, tmp_path), encoding="utf-8")
+    report = gate.check(out, QUIET)
+    assert report.verdict == found.verdict
+    assert len(report.recipe.experts) == 8
+
+
 def test_must_have_and_must_not_have(write, models):
     names = ("near1", "near2", "near3", "off")
     choose = {"count": 2, "must_have": ["off"], "must_not_have": [str(models["near1"])]}

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_collapse import gate
 from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.demo.run import write_recipe
+from mergekit_collapse.demo.scores import CHOICES
 from mergekit_collapse.demo.smollm2 import ensure_base, find_gguf
 from mergekit_collapse.errors import EvaluationError, MergeRejectedError
 
@@ -93,3 +95,86 @@ def test_swapped_labels_are_seen_by_a_rehearsal_alone(recipe, options):
     # No reason of the geometry's.
     assert {r.rule for r in report.verdict.reasons} == {"max_merging_loss"}
     assert report.rehearsal.hidden.worst < 0.1
+
+
+GENTLE = {"sentiment": 1.0, "spam": 1.0, "era": 1.0}
+ONE_HOT = {"sentiment": 1.0, "spam": 1.0, "era-hot": 1.0}
+WEIGHTS = {"rule": "weights", "distortion": 0.2, "mds": None}
+OPEN = {"max_distortion": None, "max_merging_loss": None, "on_collapse": "warn"}
+ACTIONS = {
+    "reweight": (
+        {"sentiment": 0.9, "spam": 0.05, "era": 0.05},
+        "linear",
+        {"budget": WEIGHTS, "reweight": {"floor": 0.0}},
+    ),
+    "drop": (ONE_HOT, "ties", {}),
+    "substitute": (ONE_HOT, "ties", {"substitute": {"pool": ["spam-hot", "era"]}}),
+    "karcher": (GENTLE, "task_arithmetic", {"budget": WEIGHTS}),
+}
+
+
+@pytest.fixture
+def refused(base, tmp_path):
+    """Write a recipe of few probes that the geometry refuses, with an action or none."""
+    torch.set_num_threads(2)
+
+    def model(name):
+        return f"{base}+{DEMO / 'adapters' / name}"
+
+    def task(name):
+        subject = name.removesuffix("-hot")
+        return {
+            **{"name": name, "model": model(name), "text": "{prompt}", "target": "{answer}"},
+            "data": str(DEMO / "probes" / f"{subject}.jsonl"),
+            "choices": list(CHOICES[subject]),
+        }
+
+    def write(action, on_violation):
+        weights, method, keys = ACTIONS[action]
+        if "substitute" in keys:
+            keys = {"substitute": {"pool": [model(n) for n in keys["substitute"]["pool"]]}}
+        density = {"density": 0.5} if method == "ties" else {}
+        document = {
+            "merge_method": method,
+            **({} if method == "linear" else {"base_model": str(base)}),
+            "models": [
+                {"model": model(name), "parameters": {"weight": weight, **density}}
+                for name, weight in weights.items()
+            ],
+            "dtype": "bfloat16",
+            "compat": {
+                "probes": {
+                    **{"builtin": False, "samples": 12, "max_tokens": 48},
+                    "tasks": [task(name) for name in weights],
+                },
+                **{"space": ["hidden"], "rehearse": "never", "evaluate": OPEN},
+                **{"on_violation": on_violation, **keys},
+            },
+        }
+        path = tmp_path / f"{on_violation}.yml"
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_an_action_mends_is_better_when_it_is_really_merged(
+    refused, options, tmp_path, action
+):
+    """Merged as it was written, and as the action made it: prediction, distortion and answers."""
+    before = gate.run(refused(action, "warn"), tmp_path / "before", options)
+    after = gate.run(refused(action, action), tmp_path / "after", options)
+    limit = after.recipe.compat.budget.distortion
+    assert before.verdict.decision == "warn"
+    assert after.verdict.decision == "modified"
+    assert after.remedy.reading_before > limit >= after.remedy.reading_after
+    was, now = before.evaluation.hidden.worst, after.evaluation.hidden.worst
+    assert now < was
+    # The model comes out as far from its experts as was predicted, within what few probes know.
+    assert now == pytest.approx(max(after.deciding.predicted), abs=0.15)
+    assert now < limit + 0.1
+    lost = [min(t.loss_percent for t in r.evaluation.tasks) for r in (before, after)]
+    assert lost[1] > lost[0]
+    kept = (tmp_path / "after" / "mergekit_config.yml").read_text(encoding="utf-8")
+    assert kept == after.remedy.effective
