@@ -69,7 +69,7 @@ def remedied(assessment: Assessment, assess: Assess, folder: Path) -> Assessment
         return assessment
     try:
         if action == "split":
-            return replace(assessment, report=_split(assessment, folder))
+            return replace(assessment, report=_split(assessment, assess, folder))
         change = _ACTIONS[action](assessment, assess)
         if change.still_over:
             raise NoRemedyError(f"the changed recipe is still over: {told(change.still_over)}")
@@ -109,9 +109,9 @@ def _modified(before: Report, change: Change, action: Action) -> Assessment:
     return replace(change.assessment, report=report)
 
 
-def _split(assessment: Assessment, folder: Path) -> Report:
+def _split(assessment: Assessment, assess: Assess, folder: Path) -> Report:
     report = assessment.report
-    text, found = split_recipes(assessment, folder)
+    found = split_recipes(assessment, assess, folder)
     groups = shown(report.recipe, found.groups)
     remedy = Remedy(
         action="split",
@@ -125,8 +125,8 @@ def _split(assessment: Assessment, folder: Path) -> Report:
         ),
         reading_before=reading_of(report),
         reading_after=None,
-        notes=(groups,) if found.exact else (groups, "fewer groups might do"),
-        split=text,
+        notes=(groups, *found.notes),
+        split=found.text,
     )
     reason = Reason(
         rule="remedy",

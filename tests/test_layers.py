@@ -61,8 +61,8 @@ ROOMS = {
     """,
     "merge_options assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
-        change changed_recipe moved_block group_limits remeasured weights fewer method
-        split_recipes replacement_limits substitutes before_and_after changed_files
+        change before_and_after changed_recipe moved_block group_limits remeasured weights fewer
+        method split_recipes replacement_limits substitutes changed_files
     """,
     "remedying": "",
     "merge_plan watched_merge merging gate click_errors mergekit_hook": "",

@@ -40,7 +40,7 @@ def hooked():
 
 
 @pytest.fixture(scope="module")
-def models(tiny_model, variant):
+def models(tiny_model, variant, tmp_path_factory):
     base = tiny_model("llama")
     return {
         "base": base,
@@ -51,7 +51,17 @@ def models(tiny_model, variant):
         "away": variant(variant(base, 3.0, 3), 0.02, 5),
         "apart": variant(base, 3.0, 9),
         "other": tiny_model("bert"),
+        "loud": loud(base, tmp_path_factory.mktemp("loud") / "model"),
     }
+
+
+def loud(base, folder):
+    """States 30 times as long, so that beside them everybody else is close together."""
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 30
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture
@@ -326,6 +336,23 @@ def test_an_expert_alone_is_left_out_of_the_split(write, tmp_path):
     assert len(list(yaml.safe_load_all(text))) == 1
 
 
+def test_groups_of_a_split_are_inside_when_they_are_measured_apart(write, tmp_path):
+    """In the scale of all of them, the loud one included, the far one is near to the others."""
+    compat = block("split", budget={"mds": None})
+    report, document = checked(write(even("one", "two", "far", "loud"), compat))
+    assert report.verdict.exit_code == 3
+    assert document["remedy"]["notes"] == [
+        "one + two | far | loud",
+        "one + two + far is over when measured by itself",
+    ]
+    (part,) = yaml.safe_load_all((tmp_path / "recipe.compat" / "split.yml").read_text("utf-8"))
+    assert listed(yaml.safe_dump(part)) == ["one", "two"]
+    vain, document = checked(write(even("one", "far", "loud"), compat))
+    assert vain.verdict.exit_code == 3
+    told = "split: one + far would be inside, but not when measured apart; no other groups"
+    assert document["remedy_reason"].startswith(told)
+
+
 RULES = [
     {"rule": "ball"},
     {"rule": "corollary"},
@@ -367,14 +394,8 @@ def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, model
     assert tasks == {name: {"far": "three"}.get(name, name) for name in names}
 
 
-def test_a_candidate_of_another_size_does_not_make_the_experts_look_near(write, models, tmp_path):
-    """Its states are 30 times as long, so that beside it everybody else is close together."""
-    shutil.copytree(models["base"], tmp_path / "loud")
-    file = tmp_path / "loud" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.norm.weight"] *= 30
-    save_file(tensors, file, metadata={"format": "pt"})
-    pool = ["./loud", str(models["three"])]
+def test_a_candidate_of_another_size_does_not_make_the_experts_look_near(write, models):
+    pool = [str(models["loud"]), str(models["three"])]
     compat = block("substitute", substitute={"pool": pool}, budget={"mds": None})
     report, _ = checked(write(even("one", "two", "far"), compat))
     assert report.recipe.names[:2] == ("one", "two")

@@ -89,3 +89,22 @@ def test_where_every_pair_is_over_that_is_said():
         assert not found.inside
         assert f"no two of the {count} experts" in found.reason
         assert "1.25 times" in found.reason
+
+
+def test_a_barred_group_makes_way_for_the_next_best():
+    squared = squared_distances(np.array([[0.0], [0.1], [0.3], [7.0]]))
+    judge = criterion(squared, 0.1)
+    assert split(judge).groups == ((0, 1, 2), (3,))
+    assert split(judge, barred=[(0, 1, 2)]).groups == ((0, 1), (2,), (3,))
+    assert split(judge, barred=[(0, 1, 2), (0, 1)]).groups == ((0,), (1, 2), (3,))
+    none = split(judge, barred=[(0, 1, 2), (0, 1), (1, 2), (0, 2)])
+    assert not none.inside
+    assert none.reason == "no other groups are inside the limits"
+
+
+def test_barred_groups_count_beyond_the_exact_range_too():
+    centres = np.repeat(np.array([[0.0, 0], [9, 0], [0, 9]]), 4, axis=0)
+    squared = squared_distances(centres + 0.1 * gaussian_points(0, 12, 2))
+    found = split(criterion(squared, 0.2), group_curve(squared), barred=[(0, 1, 2, 3)])
+    assert (0, 1, 2, 3) not in found.groups
+    assert (8, 9, 10, 11) in found.groups

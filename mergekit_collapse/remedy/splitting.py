@@ -1,6 +1,6 @@
 """How to merge the experts into several models, where one cannot hold them all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -33,7 +33,11 @@ class Splitting:
     reason: str | None
 
 
-def split(criterion: Criterion, curve: Sequence[Grouping] | None = None) -> Splitting:
+def split(
+    criterion: Criterion,
+    curve: Sequence[Grouping] | None = None,
+    barred: Collection[Group] = (),
+) -> Splitting:
     """The fewest groups that are all inside the limits; fewer than there are experts.
 
     Up to 10 experts (8 with own tasks) the answer is exact, whatever the limits; among equals
@@ -43,6 +47,7 @@ def split(criterion: Criterion, curve: Sequence[Grouping] | None = None) -> Spli
     Args:
         criterion: over the experts of the recipe, and nothing else.
         curve: of the same D², where it is known already.
+        barred: groups that are over a limit all the same, by what else is known of them.
 
     Raises:
         EvaluationError: as the criterion's readings.
@@ -50,11 +55,13 @@ def split(criterion: Criterion, curve: Sequence[Grouping] | None = None) -> Spli
     count = len(criterion.squared)
     exact = count <= (EXACT_UP_TO if criterion.reading.bound else EXACT_UNBOUNDED_UP_TO)
     if exact:
-        groups = _fewest_groups(criterion)
+        groups = _fewest_groups(criterion, barred)
     else:
         curve = group_curve(criterion.squared) if curve is None else curve
-        inside = (c.groups for c in curve if all(criterion.inside(g) for g in c.groups))
-        groups = next(inside, tuple((i,) for i in range(count)))
+        groups = next(
+            (c.groups for c in curve if all(_inside(criterion, g, barred) for g in c.groups)),
+            tuple((i,) for i in range(count)),
+        )
     if len(groups) < count:
         values = tuple(criterion.value(group) for group in groups)
         return Splitting(groups, exact, True, values, None)
@@ -65,12 +72,18 @@ def split(criterion: Criterion, curve: Sequence[Grouping] | None = None) -> Spli
             f"no two of the {count} experts are inside the limits together: the nearest pair is "
             f"at {criterion.excess(nearest):.3g} times its limit"
         )
+    elif barred:
+        reason = "no other groups are inside the limits"
     else:
         reason = "no group of the K curve with two or more experts is inside the limits"
     return Splitting((), exact, False, (), reason)
 
 
-def _fewest_groups(criterion: Criterion) -> tuple[Group, ...]:
+def _inside(criterion: Criterion, group: Group, barred: Collection[Group]) -> bool:
+    return group not in barred and criterion.inside(group)
+
+
+def _fewest_groups(criterion: Criterion, barred: Collection[Group]) -> tuple[Group, ...]:
     """best[mask]: the cheapest partition of those experts, by a first group and the rest's best.
 
     The cost is the number of groups, then the worst and the sum of the readings.
@@ -78,7 +91,7 @@ def _fewest_groups(criterion: Criterion) -> tuple[Group, ...]:
     count = len(criterion.squared)
     full = (1 << count) - 1
     members = [tuple(i for i in range(count) if mask >> i & 1) for mask in range(full + 1)]
-    inside = [criterion.inside(group) for group in members]
+    inside = [_inside(criterion, group, barred) for group in members]
     best: list[tuple[int, float, float, tuple[int, ...]]] = [(0, 0.0, 0.0, ())]
     for mask in range(1, full + 1):
         first = mask & -mask

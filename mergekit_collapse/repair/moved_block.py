@@ -4,13 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mergekit.common import ModelPath, ModelReference
+
+from mergekit_collapse.evaluation.lm_eval_tasks import local_path
 from mergekit_collapse.probes.files import FILE_KINDS
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.repair.changed_recipe import written_block
 
 
 def moved_block(recipe: Recipe, folder: Path) -> Any:
-    """The block as plain data, with probe files and the pool named from ``folder``.
+    """The block as plain data, with probe files, pool and lm-eval's files named from ``folder``.
 
     The models of tasks are named as the recipe names its experts. Where the folder is the
     recipe's own, the block is as it was written.
@@ -28,10 +31,37 @@ def moved_block(recipe: Recipe, folder: Path) -> Any:
             task["model"] = str(recipe.experts[owner])
     if "pool" in (substitute := block.get("substitute") or {}):
         listed = recipe.compat.substitute.pool
-        substitute["pool"] = [
-            _way(old, path, new) if (old / path).exists() else path for path in listed
-        ]
+        substitute["pool"] = [_reference(old, path, new) for path in listed]
+    if "lm_eval" in (evaluate := _mapping(block.get("evaluate"))):
+        listed = recipe.compat.evaluate.lm_eval
+        evaluate["lm_eval"] = [_task(old, task, new) for task in listed]
     return block
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """``evaluate: false`` has no keys."""
+    return value if isinstance(value, dict) else {}
+
+
+def _reference(old: Path, text: str, new: Path) -> str:
+    """A model, and its adapter, where they are found beside the recipe."""
+    try:
+        model = ModelReference.parse(text)
+    except (ValueError, RuntimeError):
+        return text  # of a pool that nobody has looked at
+    placed: dict[str, ModelPath] = {}
+    for key, part in (("model", model.model), ("lora", model.lora)):
+        if part is not None and (old / part.path).exists():
+            placed[key] = part.model_copy(update={"path": _way(old, part.path, new)})
+    return str(model.model_copy(update=placed)) if placed else text
+
+
+def _task(old: Path, task: str, new: Path) -> str:
+    """A task file beside the recipe; lm-eval's own tasks have names, and no place."""
+    if local_path(task, old) is None or task.startswith("~"):
+        return task
+    moved = _way(old, task, new)
+    return moved if moved.startswith((".", "/")) else f"./{moved}"
 
 
 def _way(old: Path, path: str, new: Path) -> str:

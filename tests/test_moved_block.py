@@ -1,0 +1,70 @@
+"""Paths of a block as they have to read in another folder."""
+
+import pytest
+import yaml
+from mergekit.config import MergeConfiguration
+
+from mergekit_collapse.recipe.recipe import build_recipe
+from mergekit_collapse.repair.moved_block import moved_block
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """The block of a recipe in ``here``, as it reads in ``there/deep``."""
+    for folder in ("here/pool/alt", "here/lora", "here/base", "here/tasks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "here" / "own.yaml").touch()
+
+    def moved(compat, folder="there/deep"):
+        models = [{"model": m, "parameters": {"weight": 1.0}} for m in ("./a", "./b")]
+        recipe = build_recipe(
+            MergeConfiguration.model_validate({"merge_method": "linear", "models": models}),
+            compat,
+            source=yaml.safe_dump({"compat": compat}),
+            path=tmp_path / "here" / "recipe.yml",
+        )
+        return moved_block(recipe, tmp_path / folder)
+
+    return moved
+
+
+TASKS = {
+    "probes": {
+        "tasks": [
+            {"name": "mine", "data": "rows.txt", "model": "./b"},
+            {"name": "hub", "data": "someone/dataset"},
+            {"name": "far", "data": "/data/rows.csv"},
+        ]
+    }
+}
+
+
+def test_probe_files_are_named_from_there_and_data_sets_are_not(moved):
+    tasks = moved(TASKS)["probes"]["tasks"]
+    assert [t["data"] for t in tasks] == [
+        *("../../here/rows.txt", "someone/dataset", "/data/rows.csv"),
+    ]
+    assert tasks[0]["model"] == "./b"
+
+
+def test_models_of_the_pool_and_their_adapters_are_named_from_there(moved):
+    pool = ["./pool/alt", "base+./lora", "base+hub/lora", "hub/model", "/models/x", "a+b+c"]
+    found = moved({"substitute": {"pool": pool}})["substitute"]["pool"]
+    assert found == [
+        *("../../here/pool/alt", "../../here/base+../../here/lora", "../../here/base+hub/lora"),
+        *("hub/model", "/models/x", "a+b+c"),
+    ]
+
+
+def test_tasks_of_lm_eval_are_named_from_there_where_they_are_files(moved):
+    found = moved({"evaluate": {"lm_eval": ["own.yaml", "./tasks", "hellaswag"]}})
+    assert found["evaluate"]["lm_eval"] == ["../../here/own.yaml", "../../here/tasks", "hellaswag"]
+    # Up one folder, a name alone would be taken for one of lm-eval's own.
+    found = moved({"evaluate": {"lm_eval": ["own.yaml"]}}, ".")
+    assert found["evaluate"]["lm_eval"] == ["./here/own.yaml"]
+    assert moved({"evaluate": False}) == {"evaluate": False}
+
+
+def test_at_home_the_block_is_as_it_was_written(moved):
+    compat = {**TASKS, "substitute": {"pool": "./pool/alt"}}
+    assert moved(compat, "here") == compat
