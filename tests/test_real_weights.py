@@ -99,7 +99,7 @@ def test_swapped_labels_are_seen_by_a_rehearsal_alone(recipe, options):
 
 GENTLE = {"sentiment": 1.0, "spam": 1.0, "era": 1.0}
 ONE_HOT = {"sentiment": 1.0, "spam": 1.0, "era-hot": 1.0}
-WEIGHTS = {"rule": "weights", "distortion": 0.2, "mds": None}
+WEIGHTS = {"rule": "weights", "distortion": 0.25, "mds": None}
 OPEN = {"max_distortion": None, "max_merging_loss": None, "on_collapse": "warn"}
 ACTIONS = {
     "reweight": (
@@ -116,7 +116,8 @@ ACTIONS = {
 @pytest.fixture
 def refused(base, tmp_path):
     """Write a recipe of few probes that the geometry refuses, with an action or none."""
-    torch.set_num_threads(2)
+    # Of the two cores another test may have one: threads would wait for each other.
+    torch.set_num_threads(1)
 
     def model(name):
         return f"{base}+{DEMO / 'adapters' / name}"
@@ -171,9 +172,11 @@ def test_what_an_action_mends_is_better_when_it_is_really_merged(
     assert after.remedy.reading_before > limit >= after.remedy.reading_after
     was, now = before.evaluation.hidden.worst, after.evaluation.hidden.worst
     assert now < was
-    # The model comes out as far from its experts as was predicted, within what few probes know.
-    assert now == pytest.approx(max(after.deciding.predicted), abs=0.15)
-    assert now < limit + 0.1
+    # No merge is nearer than the ball allows, and this one about as near as was predicted; ties
+    # trims what it merges, which no prediction knows.
+    assert now >= 0.95 * after.deciding.ball.radius_squared
+    assert now == pytest.approx(max(after.deciding.predicted), abs=0.25)
+    assert now < 0.5
     lost = [min(t.loss_percent for t in r.evaluation.tasks) for r in (before, after)]
     assert lost[1] > lost[0]
     kept = (tmp_path / "after" / "mergekit_config.yml").read_text(encoding="utf-8")
