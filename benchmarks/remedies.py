@@ -5,7 +5,7 @@ recipe is merged twice: as it is written, with `on_violation: warn`, and as its 
 Nothing is stopped or rejected on the way (`evaluate.on_collapse: warn`), so that the numbers of
 what should not have been merged are there as well.
 
-    python benchmarks/remedies.py [--only reweight ...] [--samples 48]
+    python benchmarks/remedies.py [--only reweight ...]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 import yaml
 from mergekit.options import MergeOptions
@@ -195,6 +196,7 @@ def rows(report: Report) -> dict[str, Row]:
     for i, name in enumerate(report.recipe.names):
         weight, score = coefficients.weights[i], scores[i]
         assert weight is not None
+        assert score.loss_percent is not None
         assert geometry.predicted is not None
         result[name] = Row(
             f"{weight:.2g}",
@@ -202,8 +204,11 @@ def rows(report: Report) -> dict[str, Row]:
             f"{found.hidden.distortion[i]:.2f}",
             f"{score.expert:.2f}",
             f"{score.merged:.2f}",
-            "-" if score.loss_percent is None else f"{score.loss_percent:+.0f} %",
+            f"{score.loss_percent:+.0f} %",
         )
+    losses = [task.loss_percent for task in found.tasks if task.loss_percent is not None]
+    worst = f"{max(geometry.predicted):.2f}", f"{found.hidden.worst:.2f}"
+    result["*worst*"] = Row("", *worst, "", "", f"{min(losses):+.0f} %")
     return result
 
 
@@ -211,11 +216,12 @@ def table(before: dict[str, Row], after: dict[str, Row]) -> Iterator[str]:
     yield "| expert | weight | predicted | measured | own score | merged score | merging loss |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     absent = Row(*"------")
-    for name in {**before, **after}:
+    # The worst of both come last.
+    for name in sorted({**before, **after}, key=lambda name: name == "*worst*"):
         was, now = before.get(name, absent), after.get(name, absent)
         own = was.own if name in before else now.own
         cells = [
-            f"{getattr(was, key)} → {getattr(now, key)}"
+            f"{getattr(was, key)} → {getattr(now, key)}".strip(" →")
             for key in ("weight", "predicted", "measured", "merged", "loss")
         ]
         yield f"| {name} | {' | '.join([*cells[:3], own, *cells[3:]])} |"
@@ -254,7 +260,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="names of cases, or beginnings of them")
     parser.add_argument("--samples", type=int, default=48, help="probes a task (default 48)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     wanted = tuple(arguments.only or [""])
     warnings.simplefilter("ignore", FutureWarning)
     transformers.utils.logging.set_verbosity_error()

@@ -220,6 +220,30 @@ def test_reweight_moves_the_weights_to_the_centre_of_the_ball(write, tmp_path):
     assert report.evaluation.hidden.worst > 0
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_on_own_tasks_the_weights_are_the_best_for_the_worst_task(write, tmp_path, method):
+    tasks = []
+    for name in ("one", "far"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"Row {i} of {name}.\n" for i in range(9)))
+        tasks.append({"name": name, "data": f"{name}.txt", "model": f"models/{name}"})
+    budget = {"over": "own_task", "rule": "weights", "distortion": 20.0, "mds": None}
+    compat = weighted(
+        "reweight",
+        budget=budget,
+        probes={**FAST["probes"], "tasks": tasks},
+        reweight={"floor": 0.0},
+        rehearse="never",
+    )
+    keys = {} if method == "linear" else {"base_model": "base"}
+    report, _ = checked(write({"one": 0.95, "far": 0.05}, compat, method, **keys))
+    assert report.verdict.decision == "modified", report.remedy_reason
+    own = report.deciding.own_task
+    assert own.predicted_worst == pytest.approx(own.minimax.distortion, rel=1e-6)
+    assert report.remedy.reading_after == own.predicted_worst < report.remedy.reading_before
+    new = [m.weight_after for m in report.remedy.members]
+    assert new == pytest.approx(own.minimax.weights.tolist(), abs=1e-5)
+
+
 def test_weights_do_not_mend_a_ball_that_is_too_large(write):
     ball = block("reweight", budget={"mds": None})
     report, _ = checked(write({"one": 0.9, "far": 0.1}, ball))
