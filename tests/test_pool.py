@@ -201,6 +201,7 @@ def test_8_of_64_adapters_are_the_proven_best(write, models, tmp_path):
     assert max(s.score for i, s in enumerate(found.scores) if i not in still) < 1
     out = tmp_path / "merge.yml"
     out.write_text(recipe_text(found, tmp_path), encoding="utf-8")
+    assert "--lora-merge-cache" in out.read_text(encoding="utf-8")
     report = gate.check(out, QUIET)
     assert report.verdict == found.verdict
     assert len(report.recipe.experts) == 8

@@ -42,6 +42,8 @@ def _comments(selection: Selection) -> list[str]:
     ]
     for name, weight in zip(names, geometry.ball.weights.tolist(), strict=True):
         lines.append(f"  {name}: {weight:.4f}")
+    if any(model.lora is not None for model in selection.recipe.models):
+        lines.append("It merges adapters: give mergekit-yaml --lora-merge-cache FOLDER.")
     return lines
 
 
