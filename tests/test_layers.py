@@ -27,7 +27,7 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage pooling batching weights adapters loader forward arrays layer_statistics
+        states storage pooling batching weights adapters loader forward arrays counted_positions layer_statistics
         profiles hidden_states dry_forward skeleton tensor_stages layered layered_agreement
         layered_trial
     """,
