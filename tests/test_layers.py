@@ -72,6 +72,11 @@ ROOMS = {
     """,
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
+    "study": """
+        paper_tables correlation rounding printed_p misprint anova method_against_task
+        score_counts mds_consistency discrimination paper_study columns correlation_text
+        paper_text paper_document
+    """,
     "commands": "output recipe_files options",
     "cli __main__": "",
 }
