@@ -20,6 +20,7 @@ from mergekit_collapse.commands.options import (
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
 from mergekit_collapse.commands.recipe_files import write_recipe
+from mergekit_collapse.commands.study import study
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
@@ -57,6 +58,9 @@ def main() -> None:
     Exit codes: 0 allowed, 1 could not be evaluated, 2 invalid recipe or usage, 3 refused,
     4 merged but rejected.
     """
+
+
+main.add_command(study)
 
 
 def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:

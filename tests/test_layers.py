@@ -77,7 +77,7 @@ ROOMS = {
         score_counts mds_consistency discrimination paper_study columns correlation_text
         paper_text paper_document
     """,
-    "commands": "output recipe_files options",
+    "commands": "output recipe_files options study",
     "cli __main__": "",
 }
 
