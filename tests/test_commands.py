@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from mergekit_collapse import cli
 from mergekit_collapse.cli import main
 
+pytestmark = pytest.mark.slow
+
 FAST = {
     "probes": {"samples": 4, "max_tokens": 8},
     "space": "hidden",
