@@ -27,9 +27,9 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage pooling batching weights adapters loader forward arrays counted_positions
-        layer_statistics profiles hidden_states dry_forward skeleton tensor_stages layered
-        layered_agreement layered_trial
+        states storage shelf pooling batching weights adapters loader forward arrays
+        counted_positions layer_statistics profiles hidden_states dry_forward skeleton
+        tensor_stages layered layered_agreement layered_trial
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
