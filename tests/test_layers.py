@@ -14,6 +14,7 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 ROOMS = {
     "": """
         errors shapes switch karcher merge_methods findings foreign_errors cache_folder whole_file
+        json_file
     """,
     "recipe": """
         schema validation compat_source text context groups recipe source_layers coefficients
@@ -65,7 +66,11 @@ ROOMS = {
         split_recipes substitutes before_and_after changed_files
     """,
     "remedying": "",
-    "merge_plan watched_merge merging gate click_errors mergekit_hook": "",
+    "saved_plan": """
+        record input_files digests found_inputs options changes plan_file making exact_merge
+        following
+    """,
+    "merge_plan watched_merge merging gating gate click_errors mergekit_hook": "",
     "pool": """
         pool_file pool_models candidates pool_states pool_sets chosen_recipe selection chosen_text
         selection_report

@@ -77,6 +77,8 @@ def _properties(stage: Stage, document: dict[str, Any]) -> dict[str, str]:
         found |= {f"recipe.{key}": recipe[key] or "" for key in ("path", "sha256", "method")}
         if probes is not None:
             found["probes.digest"] = probes["digest"] or ""
+        if (plan := document["plan"]) is not None:
+            found["plan.sha256"] = plan["sha256"] or ""
         found |= {f"version.{name}": version for name, version in document["versions"].items()}
     elif document[stage.name]["stopped_at"] is not None:
         found["stopped_at"] = str(document[stage.name]["stopped_at"])

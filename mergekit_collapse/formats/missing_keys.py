@@ -76,6 +76,7 @@ _DOCUMENT = {
     "forward": _Maybe({}),
     "geometry": {"hidden": _SPACE, "predictive": _SPACE},
     "mds": {},
+    "plan": _Maybe(dict.fromkeys(("path", "sha256"))),
     "remedy": _Maybe({"action": "", "diff": None, "notes": [], "split": None}),
     **dict.fromkeys(("rehearsal", "monitor", "evaluation"), _EVALUATION),
     "parameters": _Maybe({"mean_cosine": None}),
