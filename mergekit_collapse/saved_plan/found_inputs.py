@@ -8,6 +8,7 @@ from pathlib import Path
 from mergekit.common import ModelPath
 
 from mergekit_collapse.errors import CompatError, EvaluationError
+from mergekit_collapse.preflight.hub_repository import cached_snapshot
 from mergekit_collapse.saved_plan.digests import Stamp, digests, stamp
 from mergekit_collapse.saved_plan.input_files import Input, Located, locate
 from mergekit_collapse.saved_plan.record import Key, PlannedInput
@@ -21,14 +22,18 @@ class FoundInputs:
         inputs: those that are there, with the digests of their files.
         problems: why the others are not.
         stamps: of every model's files, by which a later change is noticed without reading them.
+        commits: of those that are the hub's.
+        cache_dir: where these are kept.
     """
 
     inputs: Mapping[Key, PlannedInput]
     problems: Mapping[Key, str]
     stamps: Mapping[Path, Stamp]
+    commits: Mapping[ModelPath, str]
+    cache_dir: str | None
 
     def require_untouched(self, advice: str) -> None:
-        """Raise if a model's file was written to since it was read.
+        """Raise if a model's file was written to, or another commit fetched, since it was read.
 
         Args:
             advice: what to do about it.
@@ -39,6 +44,11 @@ class FoundInputs:
         for path, known in self.stamps.items():
             if stamp(path) != known:
                 raise EvaluationError(f"{path}: was changed meanwhile; {advice}")
+        for model, commit in self.commits.items():
+            # What a later reader of the same name is given.
+            now = cached_snapshot(model, self.cache_dir)
+            if now is None or now.name != commit:
+                raise EvaluationError(f"{model}: was changed on the hub meanwhile; {advice}")
 
 
 def find_inputs(
@@ -83,7 +93,14 @@ def find_inputs(
         )
         for (role, name), place in located.items()
     }
-    return FoundInputs(inputs, problems, stamps)
+    commits = {
+        one.source: place.commit
+        for one in wanted
+        if isinstance(one.source, ModelPath)
+        and (place := located.get(one.key)) is not None
+        and place.commit is not None
+    }
+    return FoundInputs(inputs, problems, stamps, commits, cache_dir)
 
 
 def _require_folder(wanted: Input) -> None:

@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 
 from mergekit.options import MergeOptions
+from pydantic import ValidationError
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.findings import printable
+from mergekit_collapse.json_file import first_problem
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.rehearsing import is_due
 from mergekit_collapse.repair.before_and_after import reading_of
@@ -81,6 +83,15 @@ def plan_of(report: Report, options: MergeOptions) -> SavedPlan:
         raise EvaluationError("; ".join(found.problems.values()))
     sha256 = report.remedy.source_sha256 if report.remedy is not None else recipe.sha256
     _require_unchanged(recipe.path, sha256, found)
+    try:
+        return _record(report, options, sha256, found)
+    except ValidationError as error:  # such as a file's name that is no text
+        raise EvaluationError(f"the plan cannot be made: {first_problem(error, 'plan')}") from None
+
+
+def _record(report: Report, options: MergeOptions, sha256: str, found: FoundInputs) -> SavedPlan:
+    recipe = report.recipe
+    assert recipe.path is not None
     return SavedPlan(
         plan_version=PLAN_VERSION,
         verdict=report.verdict,

@@ -53,9 +53,10 @@ def read_plan(path: Path) -> OpenedPlan:
             f"{path}: not {_KIND.told}: it has no {_MARK}; {_KIND.name_it}, which {_KIND.made_by}"
         )
     if version != PLAN_VERSION:
+        upgrade = "upgrade it: pip install -U mergekit-collapse"
         raise InvalidRecipeError(
             f"{path}: has {_MARK} {version}, and this mergekit-collapse knows {PLAN_VERSION}; "
-            f"upgrade it (pip install -U mergekit-collapse), or {_KIND.make_it}"
+            f"{upgrade if version > PLAN_VERSION else _KIND.make_it}"
         )
     try:
         # Of the object and not of the bytes, so that no other parser sees another document.

@@ -167,5 +167,7 @@ def _contradictions(plan: SavedPlan) -> Iterator[str]:
         yield "remedy.effective: is not the recipe that is merged"
     if plan.verdict.decision == "modified" and effective is None:
         yield "verdict: modified, but no change is in remedy"
+    if len({expert.name for expert in plan.experts}) != len(plan.experts):
+        yield "experts: two of them have one name"
     if len(plan.by_key) != len(plan.inputs):
         yield "inputs: one of them stands twice"
