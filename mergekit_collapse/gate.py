@@ -39,7 +39,7 @@ def check(
     rehearse: bool = False,
     parameters: bool = False,
     fix: Path | None = None,
-    plan: Path | None = None,
+    plan: str | Path | None = None,
 ) -> Report:
     """Measure and judge the recipe in a file, and write its report.
 
@@ -65,7 +65,7 @@ def check(
     if fix is not None:
         require_action(read)
     if plan is not None:
-        require_plannable(read, options, plan, fix)
+        require_plannable(read, options, Path(plan), fix)
     wanted = read.compat.rehearse
     measured = partial(
         assess, options=options, profile=wanted != "never", scores=wanted == "always"
@@ -83,7 +83,7 @@ def check(
     if fix is not None:
         write_fixed(found, fix)
     if plan is not None:
-        write_plan(plan_of(found, options), plan)
+        write_plan(plan_of(found, options), Path(plan))
     return announced(found)
 
 

@@ -67,8 +67,8 @@ ROOMS = {
     """,
     "remedying": "",
     "saved_plan": """
-        record input_files digests found_inputs options changes plan_file making exact_merge
-        following
+        record own_code input_files digests found_inputs options changes plan_file making
+        exact_merge following
     """,
     "merge_plan watched_merge merging gating gate click_errors mergekit_hook": "",
     "pool": """

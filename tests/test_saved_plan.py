@@ -48,6 +48,18 @@ BLOCK = {
     "space": "hidden",
     "cache": False,
 }
+CHANGE = {
+    "action": "split",
+    "source_sha256": "",
+    "over": [],
+    "diff": None,
+    "effective": None,
+    "members": [],
+    "reading_before": None,
+    "reading_after": None,
+    "notes": [],
+    "split": None,
+}
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 HUB = "someone/two"
 
@@ -147,9 +159,9 @@ def test_an_untouched_plan_is_followed(planned):
         ("one/added_tokens.json", lambda p: p.write_text("{}"), "added_tokens.json: was added"),
         ("one/chat_template.jinja", lambda p: p.write_text("x"), "chat_template.jinja: was added"),
         ("probes.txt", lambda p: p.write_text("Else.\n"), "probe file probes.txt: was changed"),
-        ("probes.txt", lambda p: p.unlink(), "probe file probes.txt: is missing"),
+        ("probes.txt", lambda p: p.unlink(), "probes.txt: no such file"),
         ("recipe.yml", lambda p: p.write_text(p.read_text() + "# x\n"), "recipe recipe.yml: was"),
-        ("recipe.yml", lambda p: p.unlink(), "recipe recipe.yml: is missing"),
+        ("recipe.yml", lambda p: p.unlink(), "recipe recipe.yml: "),
         ("two", lambda p: p.rename(p.with_name("moved")), "no such folder (seen from"),
     ],
 )
@@ -249,6 +261,8 @@ def changed(document, place, value):
         (("inputs", 1, "files", "config.json", "bytes"), -1, "config.json.bytes"),
         (("versions", "torch"), 2, "versions.torch"),
         (("remedy",), {}, "remedy.action"),
+        (("remedy",), CHANGE, "remedy: changes a recipe of which the verdict is allow"),
+        (("remedy",), CHANGE | {"effective": "else"}, "remedy.effective: is not the recipe"),
     ],
 )
 def test_a_damaged_plan_is_told(planned, tmp_path, place, value, told):

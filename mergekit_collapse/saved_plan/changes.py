@@ -26,7 +26,7 @@ def input_changes(plan: SavedPlan, found: FoundInputs) -> Iterator[str]:
         if key not in planned:
             yield f"{_named(key)}: the plan says nothing of it, though its recipe reads it"
         elif key in found.problems:
-            yield f"{_named(key)}: is missing: {printable(found.problems[key])}"
+            yield f"{_named(key)}: {printable(found.problems[key])}"
         elif key not in found.inputs:
             yield f"{_named(key)}: the plan has it, but its recipe does not read it"
         else:

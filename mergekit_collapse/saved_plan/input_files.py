@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from mergekit.common import ModelPath, ModelReference
@@ -17,6 +16,7 @@ from mergekit_collapse.preflight.model_source import LocalFolder, read_json, sta
 from mergekit_collapse.preflight.weight_files import adapter_folder, model_folder
 from mergekit_collapse.probes.files import FILE_KINDS
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.saved_plan.own_code import require_own_code
 from mergekit_collapse.saved_plan.record import Key, Role
 
 # In MergeKit's order of preference; what stands behind the first that is there is never read.
@@ -28,7 +28,6 @@ _WEIGHTS: Mapping[str, tuple[str, ...]] = {
 # Configurations, and every tokenizer's own kinds of vocabulary and template.
 _SMALL = (".bpe", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt", ".vocab")
 _TEMPLATES = "additional_chat_templates"
-_NAMING_CODE = ("config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _model(role: Role, path: ModelPath, cache_dir: str | None, trust_remote_code
             f"{folder}: cannot be read: {error.strerror}; check it and its rights"
         ) from error
     if trust_remote_code:
-        _require_own_code(folder, names)
+        require_own_code(folder, names)
     files = {name: folder / name for name in sorted(names) if (folder / name).is_file()}
     # The hub's cache has a folder for each commit.
     return Located(None if local else folder.name, files)
@@ -176,30 +175,3 @@ def _tokenizer_of_hub(path: ModelPath, cache_dir: str | None) -> Path:
     # The hub client's transport, and so its errors, differ between its versions.
     except Exception as error:
         raise unreachable(f"tokenizer {path}", error) from error
-
-
-def _require_own_code(folder: Path, names: set[str]) -> None:
-    """Code that a model takes from another repository could change without a trace here.
-
-    Raises:
-        InvalidRecipeError: it does.
-    """
-    for name in _NAMING_CODE:
-        if name not in names:
-            continue
-        classes = read_json(LocalFolder(folder), name).get("auto_map")
-        if foreign := [text for text in _texts(classes) if "--" in text]:
-            raise InvalidRecipeError(
-                f"{folder / name}: takes code from another repository ({foreign[0]}), which a "
-                "plan cannot hold fast; copy that code into the model's folder"
-            )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)

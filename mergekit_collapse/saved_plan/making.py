@@ -68,8 +68,7 @@ def plan_of(report: Report, options: MergeOptions) -> SavedPlan:
         options: MergeKit's own.
 
     Raises:
-        EvaluationError: an input cannot be read, or the recipe was changed meanwhile.
-        InvalidRecipeError: an input that a plan cannot hold fast.
+        EvaluationError: an input cannot be read or held fast, or was changed meanwhile.
     """
     recipe = report.recipe
     assert recipe.path is not None

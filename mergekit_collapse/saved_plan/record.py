@@ -167,6 +167,8 @@ def _contradictions(plan: SavedPlan) -> Iterator[str]:
         yield "remedy.effective: is not the recipe that is merged"
     if plan.verdict.decision == "modified" and effective is None:
         yield "verdict: modified, but no change is in remedy"
+    if plan.remedy is not None and plan.verdict.decision not in ("modified", "refuse"):
+        yield f"remedy: changes a recipe of which the verdict is {plan.verdict.decision}"
     if len({expert.name for expert in plan.experts}) != len(plan.experts):
         yield "experts: two of them have one name"
     if len(plan.by_key) != len(plan.inputs):
