@@ -9,16 +9,16 @@ print(report.verdict.decision, report.path)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mergekit_collapse.gate import check, evaluate, run
+    from mergekit_collapse.gate import check, evaluate, run, run_plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "evaluate", "run"]
+__all__ = ["__version__", "check", "evaluate", "run", "run_plan"]
 
 
 def __getattr__(name: str) -> Any:
     # Only when asked for: the start-up hook imports this package into every program that
     # imports MergeKit, and most of them want nothing of the gate.
-    if name in ("check", "evaluate", "run"):
+    if name in ("check", "evaluate", "run", "run_plan"):
         from mergekit_collapse import gate
 
         return getattr(gate, name)

@@ -11,7 +11,7 @@ from typing import Any
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
-from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
 from mergekit_collapse.evaluation.harness import require_tasks
 from mergekit_collapse.evaluation.own_scores import open_own_scores
@@ -59,6 +59,7 @@ def assess(
     merging: bool = False,
     profile: bool = False,
     scores: bool = False,
+    token_digest: str | None = None,
 ) -> Assessment:
     """Measure a recipe's experts and judge their geometry; nothing is merged or written.
 
@@ -69,6 +70,7 @@ def assess(
         profile: whether the experts' states after every layer are wanted, which a merged model's
             layers are held against.
         scores: whether each expert's score on its own task is wanted.
+        token_digest: of the probes, where they must be those of an earlier assessment.
 
     Raises:
         InvalidRecipeError: the recipe or its block is wrong.
@@ -81,7 +83,7 @@ def assess(
     with clock.stage("preflight"):
         preflight = check_models(preflight_request(recipe, options, merging))
         preflight.raise_errors()
-    versions = {"mergekit-collapse": __version__} | {n: metadata.version(n) for n in _LIBRARIES}
+    versions = library_versions()
     if recipe.merges_nothing:
         report = Report(
             recipe,
@@ -103,6 +105,11 @@ def assess(
         tokenizer = load_tokenizer(preflight.tokenizer_model, **hub_options(options))
         most = block.probes.max_tokens
         probes = tokenize(probe_set, tokenizer, most, encoder_decoder=two_sided)
+        if token_digest is not None and probes.digest != token_digest:
+            raise InvalidRecipeError(
+                f"the probes are not those of the plan: token digest {token_digest[:12]} there, "
+                f"{probes.digest[:12]} here; run `mergekit-collapse check --plan` again"
+            )
         scoring = scoring_set(
             probe_set, _choices(recipe), tokenizer, most, encoder_decoder=two_sided
         )
@@ -177,6 +184,11 @@ def assess(
         unlayered=unlayered,
     )
     return Assessment(report, material)
+
+
+def library_versions() -> dict[str, str]:
+    """Of this package, and of the libraries that compute the numbers and the merge."""
+    return {"mergekit-collapse": __version__} | {n: metadata.version(n) for n in _LIBRARIES}
 
 
 def with_parameters(report: Report, options: MergeOptions) -> Report:

@@ -10,16 +10,23 @@ from mergekit.options import MergeOptions, add_merge_options
 from mergekit_collapse import __version__
 from mergekit_collapse.click_errors import at_the_edge
 from mergekit_collapse.commands.options import (
+    PLACES,
     RECIPE,
     REPORT_FOLDER,
     apply,
+    given_options,
     measuring_options,
+    plan_option,
+    planning_options,
+    recipe_and_out,
     report_files,
     require_distinct,
+    require_plan_for,
     writable,
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
 from mergekit_collapse.commands.recipe_files import told_of_fix, write_recipe
+from mergekit_collapse.commands.study import study
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
 from mergekit_collapse.findings import printable
@@ -27,6 +34,7 @@ from mergekit_collapse.formats.comparison import compare
 from mergekit_collapse.gate import check as check_recipe
 from mergekit_collapse.gate import evaluate as evaluate_merge
 from mergekit_collapse.gate import run as run_recipe
+from mergekit_collapse.gate import run_plan as run_saved_plan
 from mergekit_collapse.pool.chosen_text import recipe_text as chosen_text
 from mergekit_collapse.pool.selection import select as select_from
 from mergekit_collapse.pool.selection_report import selection_json, selection_text
@@ -35,6 +43,7 @@ from mergekit_collapse.recipe.text import read_text
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.reader import read_report
 from mergekit_collapse.report.report import Report
+from mergekit_collapse.saved_plan.making import plan_line
 
 _Folder = click.Path(path_type=Path)
 
@@ -59,6 +68,9 @@ def main() -> None:
     """
 
 
+main.add_command(study)
+
+
 def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
     if not options.quiet:
         click.echo(terminal.readings(report), err=files.to_stdout)
@@ -68,11 +80,12 @@ def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
     files.write(report)
 
 
-@measuring_options
+@planning_options
 @main.command()
 @RECIPE
 @report_files
 @REPORT_FOLDER
+@plan_option("Save all that the merge will do, for `run --plan FILE OUT`.")
 @click.option("--rehearse", is_flag=True, help="Make the merge in memory and judge it as well.")
 @click.option("--parameters", is_flag=True, help="Measure the conflict of the weights as well.")
 @click.option(
@@ -90,43 +103,62 @@ def check(
     rehearse: bool,
     parameters: bool,
     fix: Path | None,
+    plan: Path | None,
     merge_options: MergeOptions,
 ) -> None:
     """Measure and judge RECIPE without merging it.
 
-    A recipe without a compat: block is judged by the default block.
+    A recipe without a compat: block is judged by the default block. Options about the merged
+    model, such as --random-seed, go into the plan.
     """
+    require_plan_for(given_options(), plan)
     apply(merge_options)
     with files:
         found = check_recipe(
-            recipe, merge_options, report, rehearse=rehearse, parameters=parameters, fix=fix
+            recipe,
+            merge_options,
+            report,
+            rehearse=rehearse,
+            parameters=parameters,
+            fix=fix,
+            plan=plan,
         )
         _show(found, merge_options, files)
+        if plan is not None:
+            click.echo(plan_line(found, plan), err=files.to_stdout)
     if fix is not None:
         click.echo(told_of_fix(fix, found), err=files.to_stdout)
     sys.exit(found.verdict.exit_code)
 
 
 @main.command()
-@RECIPE
-@click.argument("out", type=_Folder)
+@PLACES
 @report_files
+@plan_option("Make the merge that `check RECIPE --plan FILE` saved; RECIPE is left out.")
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
 def run(
     *,
-    recipe: Path,
-    out: Path,
+    places: tuple[Path, ...],
     files: ReportFiles,
+    plan: Path | None,
     merge_options: MergeOptions,
 ) -> None:
     """Merge RECIPE into OUT if the gate allows it: mergekit-yaml with the gate for certain.
 
     Takes mergekit-yaml's own options. A recipe without a compat: block is judged by the
     default block.
+
+    run --plan FILE OUT does exactly what the plan says, and refuses where an input changed.
+    Options about the merged model are the plan's; those about devices, caches and talk are free.
     """
+    recipe, out = recipe_and_out(places, plan)
     apply(merge_options)
     with files:
-        files.write(run_recipe(recipe, out, merge_options))
+        if recipe is not None:
+            files.write(run_recipe(recipe, out, merge_options))
+        else:
+            assert plan is not None
+            files.write(run_saved_plan(plan, out, merge_options, given=given_options()))
 
 
 @measuring_options

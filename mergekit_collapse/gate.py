@@ -1,37 +1,34 @@
-"""The gate: a recipe is assessed, its report is written, and only what is allowed is merged."""
+"""The ways in: what a recipe, a plan or a finished merge is asked for."""
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-from mergekit_collapse import __version__
 from mergekit_collapse.assessment import assess, with_parameters
-from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.evaluating import evaluate_finished
 from mergekit_collapse.evaluation.merged_files import require_merge
-from mergekit_collapse.findings import printable
-from mergekit_collapse.formats.announcement import announce
-from mergekit_collapse.merge_plan import MergeCall, MergePlan
-from mergekit_collapse.merging import merge_and_judge
+from mergekit_collapse.gating import announced, merge_if_allowed, report_folder
+from mergekit_collapse.merge_plan import MergeCall
 from mergekit_collapse.recipe.context import recipe_context
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe, read_recipe
-from mergekit_collapse.rehearsing import is_due, may_be_overruled, rehearse_apart
+from mergekit_collapse.rehearsing import is_due, rehearse_apart
 from mergekit_collapse.remedying import remedied, require_action, require_possible
 from mergekit_collapse.repair.changed_files import write_fixed, write_split
-from mergekit_collapse.report import terminal
 from mergekit_collapse.report.document import write_report
 from mergekit_collapse.report.report import Report
-from mergekit_collapse.staging import require_usable
-from mergekit_collapse.switch import SWITCH, gate_mode
+from mergekit_collapse.saved_plan.exact_merge import exact
+from mergekit_collapse.saved_plan.following import follow
+from mergekit_collapse.saved_plan.making import plan_of, require_plannable
+from mergekit_collapse.saved_plan.options import given_in
+from mergekit_collapse.saved_plan.plan_file import read_plan, write_plan
 
 
 def check(
@@ -42,6 +39,7 @@ def check(
     rehearse: bool = False,
     parameters: bool = False,
     fix: Path | None = None,
+    plan: str | Path | None = None,
 ) -> Report:
     """Measure and judge the recipe in a file, and write its report.
 
@@ -52,6 +50,8 @@ def check(
         rehearse: as ``rehearse: always`` in the block.
         parameters: also the conflict of the experts' weights, which no limit is about.
         fix: the file for the recipe as the block's action changed it, if it did.
+        plan: the file for all that the merge will do, for ``run_plan``; of a refused recipe it
+            holds the refusal. All of ``options`` matters then that the merged model depends on.
 
     Raises:
         CompatError: the recipe is invalid, or could not be measured. A refusal raises nothing:
@@ -64,11 +64,13 @@ def check(
     require_possible(read)
     if fix is not None:
         require_action(read)
+    if plan is not None:
+        require_plannable(read, options, Path(plan), fix)
     wanted = read.compat.rehearse
     measured = partial(
         assess, options=options, profile=wanted != "never", scores=wanted == "always"
     )
-    folder = report or _report_folder(read, recipe.resolve().parent / f"{recipe.stem}.compat")
+    folder = report or report_folder(read, recipe.resolve().parent / f"{recipe.stem}.compat")
     assessment = remedied(measured(read), measured, folder)
     found = assessment.report
     if assessment.material is not None and is_due(found):
@@ -80,7 +82,9 @@ def check(
     found = write_report(found, folder)
     if fix is not None:
         write_fixed(found, fix)
-    return _announced(found)
+    if plan is not None:
+        write_plan(plan_of(found, options), Path(plan))
+    return announced(found)
 
 
 def evaluate(
@@ -108,8 +112,8 @@ def evaluate(
     found = evaluate_finished(read, merged, options or MergeOptions())
     out = Path(os.path.abspath(merged))
     # Not the folder of the gate's own report, which says how the merge came about.
-    folder = report or _report_folder(read, out.parent / f"{out.name}.evaluation")
-    return _announced(write_report(found, folder))
+    folder = report or report_folder(read, out.parent / f"{out.name}.evaluation")
+    return announced(write_report(found, folder))
 
 
 def run(recipe: str | Path, out: str | Path, options: MergeOptions | None = None) -> Report | None:
@@ -126,7 +130,47 @@ def run(recipe: str | Path, out: str | Path, options: MergeOptions | None = None
     merge = MergeCall(
         inspect.unwrap(run_merge), read.config, Path(out), options or MergeOptions(), read.source
     )
-    return _gate(lambda: read, merge)
+    return merge_if_allowed(lambda: read, merge)
+
+
+def run_plan(
+    plan: str | Path,
+    out: str | Path,
+    options: MergeOptions | None = None,
+    *,
+    given: Collection[str] | None = None,
+) -> Report | None:
+    """Make the merge that ``check`` saved in a plan, and no other.
+
+    Every input is verified before anything is measured. Then the merge is gated, watched and
+    judged as by ``run``, with no further change of the recipe.
+
+    Args:
+        plan: its file.
+        out: the merged model's folder.
+        options: MergeKit's own about devices, caches and talk. Others are the plan's, and must
+            not contradict it; remote code runs only where these options allow it as well.
+        given: names of the options that count as given; by default those that were set.
+
+    Returns and raises as ``gated_merge``.
+
+    Raises:
+        MergeRefusedError: also where the plan is of a refusal; its ``report`` is None then.
+        InvalidRecipeError: also where something is not as the plan has it; names each change.
+    """
+    options = options or MergeOptions()
+    following = follow(
+        read_plan(Path(plan)), options, given_in(options) if given is None else given
+    )
+    recipe = following.recipe
+    call = MergeCall(
+        exact(inspect.unwrap(run_merge), following.verified),
+        recipe.config,
+        Path(out),
+        following.options,
+        recipe.source,
+    )
+    return merge_if_allowed(lambda: recipe, call, following)
 
 
 def gated_merge(
@@ -169,87 +213,4 @@ def gated_merge(
         )
 
     call = MergeCall(merge, config, Path(out_path), options, config_source)
-    return _gate(recipe, call)
-
-
-def _gate(read: Callable[[], Recipe], merge: MergeCall) -> Report | None:
-    mode = gate_mode()
-    if mode == "0":
-        # Not through logging: a program that silences it would merge ungated without a word.
-        _say(f"mergekit-collapse: {SWITCH}=0: the compat: block is IGNORED, merging ungated")
-        merge.into(merge.out)
-        return None
-    try:
-        recipe = read()
-        out = Path(os.path.abspath(merge.out))  # `.` has no name
-        folder = _report_folder(recipe, out.parent / f"{out.name}.compat")
-        require_usable(merge.out, [m.model.path for m in recipe.models], folder)
-        _say(
-            f"mergekit-collapse {__version__}: checking the recipe before {merge.out.name} is made"
-        )
-        require_possible(recipe)
-        block = recipe.compat
-        scores = block.evaluate.enabled or block.rehearse == "always"
-        measured = partial(assess, options=merge.options, merging=True, profile=True, scores=scores)
-        assessment = remedied(measured(recipe), measured, folder)
-        if mode == "warn":
-            assessment = replace(assessment, report=assessment.report.as_warning())
-        write_split(assessment.report, folder)
-        report = write_report(assessment.report, folder)
-    except CompatError as error:
-        if mode != "warn":
-            raise
-        _say(f"mergekit-collapse: NOT MEASURED, merging all the same: {error}")
-        merge.into(merge.out)
-        return None
-    if not merge.options.quiet:
-        _say(terminal.readings(report))
-    if report.remedy is not None:
-        _say(terminal.change(report))
-    if report.verdict.decision == "modified":
-        merge = merge.of(report.recipe)
-    rehearsal_due = is_due(report)
-    if report.verdict.decision == "refuse" and not (rehearsal_due and may_be_overruled(report)):
-        raise MergeRefusedError(terminal.ending(_announced(report)), report)
-    if not rehearsal_due:
-        _say(terminal.verdict(report))
-    try:
-        plan = MergePlan(
-            replace(assessment, report=report),
-            merge,
-            rehearsal_due,
-            never_block=mode == "warn",
-            keep=lambda found: write_report(found, folder),
-        )
-        report = merge_and_judge(plan)
-    except (MergeRefusedError, MergeRejectedError) as error:
-        _show_merged(error.report, merge)
-        _announced(error.report)
-        raise
-    _show_merged(report, merge)
-    _say(terminal.ending(report))
-    return _announced(report)
-
-
-def _show_merged(report: Report, merge: MergeCall) -> None:
-    if not merge.options.quiet and (text := terminal.merged(report)):
-        _say(text)
-
-
-def _announced(report: Report) -> Report:
-    try:
-        announce(report)
-    except CompatError as error:
-        # The decision has fallen, and its exit code must not depend on a tracker.
-        _say(f"mergekit-collapse: {error}")
-    return report
-
-
-def _report_folder(recipe: Recipe, default: Path) -> Path:
-    return recipe.folder / recipe.compat.report if recipe.compat.report else default
-
-
-def _say(text: str) -> None:
-    """To standard error, since standard output is MergeKit's; quiet runs hear it too."""
-    # Its names are strangers': nothing in a line may be obeyed by the terminal.
-    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
+    return merge_if_allowed(recipe, call)

@@ -7,16 +7,16 @@ so without it the annotation is the array type alone.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Float64, Int64
+    from jaxtyping import Bool, Float, Float32, Float64, Int64
 else:
     try:
-        from jaxtyping import Float, Float32, Float64, Int64
+        from jaxtyping import Bool, Float, Float32, Float64, Int64
     except ModuleNotFoundError:
 
         class _Unchecked:
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]
 
-        Float = Float32 = Float64 = Int64 = _Unchecked
+        Bool = Float = Float32 = Float64 = Int64 = _Unchecked
 
-__all__ = ["Float", "Float32", "Float64", "Int64"]
+__all__ = ["Bool", "Float", "Float32", "Float64", "Int64"]

@@ -16,6 +16,7 @@ Rule = Literal[
     "finite",
     "check",
     "remedy",
+    "plan",
 ]
 
 
@@ -25,8 +26,9 @@ class Reason:
 
     Attributes:
         rule: the limit's key in the block: ``distortion`` or ``mds`` of the budget, one of
-            ``evaluate``, ``monitor.stop_at``; or ``check`` and ``finite``, which have no key, and
-            ``remedy``, which says what was tried in vain.
+            ``evaluate``, ``monitor.stop_at``; or ``check`` and ``finite``, which have no key,
+            ``remedy``, which says what was tried in vain, and ``plan``, which says that a planned
+            recipe is judged otherwise now.
         reading: what was held against it, such as ``ball, hidden space``.
         subject: the experts or the task that it is about.
         value: the reading; None where it is no finite number, with ``value_reason``.

@@ -16,6 +16,8 @@ from mergekit_collapse.remedy.choosing import choose_count, choose_within
 from mergekit_collapse.remedy.set_proof import prove_best
 from mergekit_collapse.remedy.set_search import search_sets
 
+pytestmark = pytest.mark.slow
+
 
 def radius(squared, members):
     return enclosing_ball(squared[np.ix_(members, members)]).radius_squared

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from mergekit_collapse import cli
 from mergekit_collapse.cli import main
 
+pytestmark = pytest.mark.slow
+
 FAST = {
     "probes": {"samples": 4, "max_tokens": 8},
     "space": "hidden",
@@ -97,7 +99,7 @@ def unmeasured(*_arguments, **_keys):
 
 @pytest.fixture
 def nothing_is_measured(monkeypatch):
-    for name in ("check_recipe", "run_recipe", "evaluate_merge"):
+    for name in ("check_recipe", "run_recipe", "run_saved_plan", "evaluate_merge"):
         monkeypatch.setattr(cli, name, unmeasured)
 
 
@@ -195,6 +197,8 @@ USAGE = [
     ["check", "RECIPE", "--copy-tokenizer"],
     ["run", "RECIPE"],
     ["run", "RECIPE", "out", "--junit", "none/cases.xml"],
+    ["run", "--plan", "STORED"],
+    ["run", "--plan", "STORED", "RECIPE", "out"],
     ["evaluate"],
     ["evaluate", "RECIPE"],
     ["evaluate", "RECIPE", "merged", "--json", "none/a.json"],

@@ -18,6 +18,8 @@ from mergekit_collapse.parameters.conflict import READINGS, ConflictSums
 from mergekit_collapse.parameters.conflict_document import conflict_document, conflict_text
 from mergekit_collapse.parameters.parameter_conflict import base_of, parameter_conflict
 
+pytestmark = pytest.mark.slow
+
 
 def vectors(experts=4, elements=5000, seed=0):
     generator = torch.Generator().manual_seed(seed)

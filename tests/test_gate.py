@@ -23,6 +23,8 @@ from mergekit_collapse.errors import (
     MergeRefusedError,
 )
 
+pytestmark = pytest.mark.slow
+
 QUIET = MergeOptions(quiet=True)
 FAST = {"probes": {"samples": 8, "max_tokens": 16}}
 

@@ -18,6 +18,8 @@ from mergekit_collapse.states.forward import forward
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.loader import LoadOptions
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = sorted(tiny_models.BUILDERS)
 DECODERS = sorted(set(ARCHITECTURES) - {"bert", "t5"})
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)

@@ -19,6 +19,8 @@ from mergekit_collapse.page.palette import STEPS, contrast, shades, step
 from mergekit_collapse.page.plane_map import plane_map
 from mergekit_collapse.page.seriation import order_by_similarity
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 

@@ -21,6 +21,8 @@ from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.layered_agreement import agrees_with_whole
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 
+pytestmark = pytest.mark.slow
+
 FLOAT32 = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
 BFLOAT16 = replace(FLOAT32, dtype=torch.bfloat16)
 ARCHITECTURES = sorted(set(tiny_models.BUILDERS) - {"t5"})

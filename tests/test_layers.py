@@ -14,6 +14,7 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 ROOMS = {
     "": """
         errors shapes switch karcher merge_methods findings foreign_errors cache_folder whole_file
+        json_file
     """,
     "recipe": """
         schema validation compat_source text context groups recipe source_layers coefficients
@@ -27,9 +28,9 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage pooling batching weights adapters loader forward arrays layer_statistics
-        profiles hidden_states dry_forward skeleton tensor_stages layered layered_agreement
-        layered_trial
+        states storage shelf pooling batching weights adapters loader forward arrays
+        counted_positions layer_statistics profiles hidden_states dry_forward skeleton
+        tensor_stages layered layered_agreement layered_trial
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
@@ -65,14 +66,23 @@ ROOMS = {
         method split_recipes replacement_limits substitutes changed_files
     """,
     "remedying": "",
-    "merge_plan watched_merge merging gate click_errors mergekit_hook": "",
+    "saved_plan": """
+        record own_code input_files digests found_inputs options changes plan_file making
+        exact_merge following
+    """,
+    "merge_plan watched_merge merging gating gate click_errors mergekit_hook": "",
     "pool": """
         pool_file pool_models candidates pool_states pool_sets chosen_recipe selection chosen_text
         selection_report
     """,
     "doctor": "symptom probe recipe doctor",
     "demo": "smollm2 scores run",
-    "commands": "output recipe_files options",
+    "study": """
+        paper_tables correlation rounding printed_p misprint anova method_against_task
+        score_counts mds_consistency discrimination paper_study columns correlation_text
+        paper_text paper_document
+    """,
+    "commands": "output recipe_files options study",
     "cli __main__": "",
 }
 

@@ -20,6 +20,8 @@ from mergekit_collapse.states import loader
 from mergekit_collapse.states.loader import LoadOptions, choose_dtype, each_model
 from mergekit_collapse.states.weights import fingerprint
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
 IDS = torch.tensor([[1, 40, 41, 42, 200]])
 

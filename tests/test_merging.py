@@ -198,9 +198,13 @@ def test_merging_loss_is_in_the_report_and_watched_alike(write, tasks, tmp_path)
     likelihood = {**tasks[0], "name": "likelihood"}
     del likelihood["choices"]
     probes = {**FAST["probes"], "tasks": [*tasks, likelihood]}
-    report = gate.run(write({**FAST, "probes": probes}), tmp_path / "out", QUIET)
+    block = {**FAST, "probes": probes}
+    # A monitor leaves scores to the evaluation; a rehearsal, which decides, takes them itself.
+    watched = gate.run(write(block), tmp_path / "watched", QUIET)
+    assert watched.monitor.tasks == ()
+    report = gate.run(write({**block, "rehearse": "always"}), tmp_path / "out", QUIET)
     found = {task.name: task for task in report.evaluation.tasks}
-    assert report.monitor.tasks == report.evaluation.tasks
+    assert report.rehearsal.tasks == report.evaluation.tasks == watched.evaluation.tasks
     assert set(found) == {"task 0", "task 1", "task 2", "likelihood"}
     assert found["likelihood"].metric == "likelihood"
     assert 0 < found["likelihood"].expert < 1

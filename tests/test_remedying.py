@@ -128,6 +128,8 @@ def test_drop_leaves_the_fewest_out_and_the_rest_is_inside(write):
     assert not any("# the two one" in line for line in removed)
     assert [e["name"] for e in document["experts"]] == ["one", "two"]
     assert document["recipe"]["sha256"] == read_recipe(report.recipe.path).sha256
+    # Of what is left, and not of what was left out.
+    assert document["gate"] == {"decision": "modified", "exit_code": 0, "reasons": []}
 
 
 def test_a_changed_recipe_is_measured_as_if_it_had_been_written_so(write, tmp_path):

@@ -16,6 +16,8 @@ from mergekit_collapse.report import reader
 from mergekit_collapse.report.document import FORMAT_VERSION
 from mergekit_collapse.report.reader import parse_report, read_report
 
+pytestmark = pytest.mark.slow
+
 FULL = {**made_report.full(), "remedy": made_report.changed()["remedy"]}
 
 

@@ -23,6 +23,8 @@ from mergekit_collapse.recipe.places import UnchangeableRecipeError
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.recipe.reweighted import with_weights
 
+pytestmark = pytest.mark.slow
+
 GENERALIZED = [
     *("task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear"),
     *("breadcrumbs", "breadcrumbs_ties"),

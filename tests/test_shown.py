@@ -21,6 +21,8 @@ from mergekit_collapse.report.document import to_document, to_json
 from mergekit_collapse.report.report import MADE_BEFORE, Measurement, Report, cell
 from mergekit_collapse.verdict import ALLOW, Verdict
 
+pytestmark = pytest.mark.slow
+
 PROBES = 24
 TASK_OF_PROBE = np.repeat(np.arange(2), PROBES // 2)
 

@@ -8,6 +8,7 @@ Qwen 3 MoE, RoBERTa, StableLM and StarCoder 2. Encoder-decoders and Mamba are me
 import inspect
 import json
 import re
+import shutil
 import tempfile
 import weakref
 from collections import Counter
@@ -33,7 +34,7 @@ from mergekit_collapse.assessment import assess
 from mergekit_collapse.cli import main
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.recipe.recipe import read_recipe
-from mergekit_collapse.watch.layer_tasks import WatchedExecutor, watch_layers
+from mergekit_collapse.watch.layer_tasks import SetAside, WatchedExecutor, watch_layers
 from mergekit_collapse.watch.rehearsal import rehearse
 from mergekit_collapse.watch.substitution import planned_with
 from mergekit_collapse.watch.watch import Watch
@@ -364,13 +365,15 @@ def test_the_schedule_is_mergekits_with_the_layers_in_order(deep, tmp_path, in_l
     recipe = write(tmp_path, listed(deep["one"], deep["two"]))
     targets = planned(recipe, tmp_path / "out")
     saves = [task for task in targets if isinstance(task, SaveTensor)]
-    stages = watch_layers(saves, stage_by_name, DEPTH + 2, lambda _stage, _tensors: None)
+    stages = watch_layers(
+        saves, stage_by_name, DEPTH + 2, lambda *_: None, in_layer_order=in_layer_order
+    )
     plain = [handle.task() for handle in Executor(targets).schedule.tasks]
     executor = WatchedExecutor([*targets, *stages], in_layer_order=in_layer_order)
     handles = executor.schedule.tasks
     tasks = [handle.task() for handle in handles]
     assert [task.stage for task in tasks if task in stages] == list(range(DEPTH + 2))
-    others = [task for task in tasks if task not in stages]
+    others = [task for task in tasks if task not in stages and not isinstance(task, SetAside)]
     assert Counter(others) == Counter(plain)
     assert set(Counter(others).values()) == {1}
     assert (others == plain) is not in_layer_order
@@ -392,21 +395,41 @@ def test_a_plan_without_stages_is_scheduled_by_mergekit(models, tmp_path):
     assert [handle.task() for handle in executor.schedule.tasks] == plain
 
 
-def test_a_rehearsal_holds_the_tensors_of_one_layer(deep, tmp_path):
-    held, alive = {}, {}
+@pytest.mark.parametrize("in_layer_order", [True, False])
+def test_a_watch_holds_the_tensors_of_one_layer(deep, tmp_path, monkeypatch, in_layer_order):
+    """In whichever order MergeKit makes them, and each bit for bit what it saves."""
+    recipe = write(tmp_path, listed(deep["one"], deep["two"]))
+    due = stock(recipe, tmp_path / "plain")
+    alive: list[tuple[int, weakref.ref]] = []
+    seen = []
 
     def step(stage, tensors):
-        alive[stage] = [k for k, refs in held.items() if any(ref() is not None for ref in refs)]
-        held[stage] = [weakref.ref(tensor) for tensor in tensors.values()]
-        assert len(tensors) > 0
+        assert {name for name in due if stage_by_name(name) == stage} == tensors.keys()
+        assert all(torch.equal(tensor, due[name]) for name, tensor in tensors.items())
+        alive.extend((stage, weakref.ref(tensor)) for tensor in tensors.values())
+        assert {k for k, ref in alive if ref() is not None} == {stage}
+        seen.append(stage)
 
-    recipe = read_recipe(write(tmp_path, listed(deep["one"], deep["two"])))
-    with planned_with(
-        lambda _config, saves: watch_layers(saves, stage_by_name, DEPTH + 2, step), saving=False
-    ):
-        inspect.unwrap(mergekit.merge.run_merge)(recipe.config, str(tmp_path / "out"), QUIET)
-    assert list(alive) == list(range(DEPTH + 2))
-    assert set(map(tuple, alive.values())) == {()}
+    def plan(_config, saves, in_order):
+        assert in_order is in_layer_order
+        for kind in {type(save.tensor_task) for save in saves}:
+            monkeypatch.setattr(kind, "execute", recorded(kind.execute, saves))
+        return watch_layers(saves, stage_by_name, DEPTH + 2, step, in_layer_order=in_order)
+
+    def recorded(run, saves):
+        stages = {save.tensor_task: stage_by_name(save.tensor_name) for save in saves}
+
+        def execute(self, **arguments):
+            tensor = run(self, **arguments)
+            alive.append((stages[self], weakref.ref(tensor)))
+            return tensor
+
+        return execute
+
+    with planned_with(plan, saving=False, in_layer_order=in_layer_order):
+        config = read_recipe(recipe).config
+        inspect.unwrap(mergekit.merge.run_merge)(config, str(tmp_path / "out"), QUIET)
+    assert seen == list(range(DEPTH + 2))
     assert list((tmp_path / "out").glob("*.safetensors")) == []
     assert mergekit.merge.Executor is Executor
     assert mergekit.merge.MergePlanner is MergePlanner
@@ -495,6 +518,30 @@ def test_stop_at_ends_the_merge_at_the_first_layer_beyond_it(deep, tmp_path):
     assert caught.value.report.verdict.exit_code == 4
     assert not [name for name in left_in(tmp_path) if name.startswith((".collapse-", "out.rej"))]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_poisoned_expert_ends_the_merge_at_its_layer(deep, tmp_path):
+    """Weights of one layer that run no more, though every number in them is finite."""
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(deep["two"], poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    for name in weights:
+        if name.startswith("model.layers.6.mlp."):
+            weights[name] = -20 * weights[name]
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    for number, members in enumerate([("one", "two"), ("one", None)]):
+        folders = [deep[name] if name else poisoned for name in members]
+        recipe = write(tmp_path, listed(*folders), {**OPEN, "monitor": {"stop_at": 0.3}})
+        out = tmp_path / f"out-{number}"
+        if poisoned not in folders:
+            assert gate.run(recipe, out, QUIET).monitor.stopped_at is None
+            continue
+        with pytest.raises(MergeRejectedError) as caught:
+            gate.run(recipe, out, QUIET)
+        stopped = caught.value.report.monitor
+        assert stopped.stopped_at == 7
+        assert max(reading.worst for reading in stopped.layers[:6]) < 0.05
+        assert not out.exists()
 
 
 @pytest.mark.slow
@@ -708,7 +755,7 @@ def test_a_plan_is_the_threads_own(models, tmp_path):
         merge(config, str(tmp_path / "other"), QUIET)
         seen.append(True)
 
-    with planned_with(lambda _config, _saves: pytest.fail("planned twice"), saving=False):
+    with planned_with(lambda *_: pytest.fail("planned twice"), saving=False):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()

@@ -2,15 +2,17 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from mergekit.options import MergeOptions
 
 from mergekit_collapse.commands.output import ReportFiles
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.saved_plan.options import PLANNED, STANDING_FOR
 
 # Of mergekit-yaml's options, those about devices, caches, trust and talk.
 _MEASURING = {
@@ -22,6 +24,12 @@ _MEASURING = {
 _REPORTS = (".json", ".html", ".htm", ".xml", ".md", ".txt")
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+PLACES = click.argument(
+    "places",
+    nargs=-1,
+    metavar="(RECIPE OUT | --plan FILE OUT)",
+    type=click.Path(path_type=Path),
+)
 REPORT_FOLDER = click.option(
     "--report", type=click.Path(path_type=Path), help="Folder for report.json, over the block's."
 )
@@ -63,11 +71,62 @@ def require_distinct(names: Mapping[str, str | None]) -> None:
             )
 
 
+def plan_option(text: str) -> Callable[..., Any]:
+    """``--plan FILE``, with what it is for."""
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--plan", metavar="FILE", type=kind, help=text)
+
+
 def measuring_options(command: click.Command) -> click.Command:
     """Keep the MergeKit options that matter where nothing is merged."""
-    unused = set(MergeOptions.model_fields) - _MEASURING
+    return _with_only(_MEASURING, command)
+
+
+def planning_options(command: click.Command) -> click.Command:
+    """Keep those, and the ones that a plan holds; see `require_plan_for`."""
+    return _with_only(_MEASURING | PLANNED | set(STANDING_FOR), command)
+
+
+def _with_only(kept: Collection[str], command: click.Command) -> click.Command:
+    unused = set(MergeOptions.model_fields) - set(kept)
     command.params = [param for param in command.params if param.name not in unused]
     return command
+
+
+def given_options() -> frozenset[str]:
+    """Names of the MergeKit options that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    typed = ParameterSource.COMMANDLINE
+    return frozenset(name for name in MergeOptions.model_fields if source(name) is typed)
+
+
+def require_plan_for(given: Collection[str], plan: Path | None) -> None:
+    """Options about a merge say nothing where none is made or planned.
+
+    Raises:
+        InvalidRecipeError: one was given, and no plan is to be written.
+    """
+    if plan is None and (unused := sorted(set(given) - _MEASURING)):
+        raise InvalidRecipeError(
+            f"--{unused[0].replace('_', '-')}: is about the merged model, and a check makes none; "
+            "leave it out, or save the merge with --plan FILE"
+        )
+
+
+def recipe_and_out(places: Sequence[Path], plan: Path | None) -> tuple[Path | None, Path]:
+    """The paths of ``run``; where a plan holds the recipe, OUT alone is there.
+
+    Raises:
+        click.UsageError: there are more or fewer.
+    """
+    if len(places) == (2 if plan is None else 1):
+        return (places[0] if plan is None else None), places[-1]
+    count = f"{len(places)} path{'' if len(places) == 1 else 's'}"
+    if plan is not None:
+        told = f"--plan {plan} holds the recipe, so that OUT alone is named beside it; got {count}"
+    else:
+        told = f"two paths are needed, the recipe and the output folder; got {count}"
+    raise click.UsageError(f"{told}. Write `run RECIPE OUT`, or `run --plan FILE OUT`")
 
 
 def report_files(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +134,9 @@ def report_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_files(*, json: str | None, html: str | None, junit: str | None, **rest: Any) -> Any:
-        require_distinct({"json": json, "html": html, "junit": junit})
+        plan = rest.get("plan")
+        named = {"json": json, "html": html, "junit": junit}
+        require_distinct(named | {"plan": str(plan) if plan is not None else None})
         return command(files=ReportFiles(json, html, junit), **rest)
 
     told = {"json": "as JSON", "html": "as one self-contained page", "junit": "as JUnit XML"}

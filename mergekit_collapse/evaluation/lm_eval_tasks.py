@@ -76,17 +76,38 @@ def require_data_only(files: Collection[Path], metrics: Collection[str]) -> None
     Raises:
         InvalidRecipeError: names the file, the line and what would run.
     """
+    for path, nodes in _with_included(files):
+        for node in nodes:
+            _check_node(path, node, metrics)
+
+
+def files_read(files: Collection[Path]) -> set[Path]:
+    """The task files, what they include, and the local files of data that they name.
+
+    Raises:
+        InvalidRecipeError: a task file cannot be read.
+    """
+    found = set()
+    for path, nodes in _with_included(files):
+        named = [node.value for top in nodes for node in _nodes(_value(top, "data_files"))]
+        data = {path.parent / name for name in named if isinstance(name, str)}
+        found |= {path} | {each for each in data if each.is_file()}
+    return found
+
+
+def _with_included(files: Collection[Path]) -> Iterator[tuple[Path, list[yaml.Node]]]:
+    """Every task file once, with its nodes."""
     waiting, seen = list(files), set[Path]()
     while waiting:
         path = _resolved(waiting.pop())
         if path in seen:
             continue
         seen.add(path)
-        for node in _nodes(_read(path)):
-            _check_node(path, node, metrics)
-            # Relative to the file that a link leads to, and "~" is a folder of that name: these
-            # are the files that lm-eval reads.
-            waiting += [path.parent / included for included in _values(node, "include")]
+        nodes = list(_nodes(_read(path)))
+        yield path, nodes
+        # Relative to the file that a link leads to, and "~" is a folder of that name: these
+        # are the files that lm-eval reads.
+        waiting += [path.parent / i for node in nodes for i in _values(node, "include")]
 
 
 def group_name(path: Path) -> str | None:
@@ -165,6 +186,10 @@ def _pairs(node: yaml.Node | None) -> list[tuple[Any, Any]]:
 
 def _keys(node: yaml.Node | None, *names: str) -> Iterator[str]:
     yield from (key.value for key, _ in _pairs(node) if key.value in names)
+
+
+def _value(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    return next((value for key, value in _pairs(node) if key.value == name), None)
 
 
 def _values(node: yaml.Node | None, name: str) -> Iterator[str]:

@@ -88,6 +88,8 @@ def _properties(stage: Stage, document: dict[str, Any]) -> dict[str, str]:
             found["probes.digest"] = probes["digest"] or ""
         if document["remedy"] is not None:
             found["remedy"] = change_line(document["remedy"])
+        if (plan := document["plan"]) is not None:
+            found["plan.sha256"] = plan["sha256"] or ""
         found |= {f"version.{name}": version for name, version in document["versions"].items()}
     elif document[stage.name]["stopped_at"] is not None:
         found["stopped_at"] = str(document[stage.name]["stopped_at"])

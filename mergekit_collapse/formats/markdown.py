@@ -118,7 +118,7 @@ def checks(document: dict[str, Any]) -> Block:
 
 
 def footing(document: dict[str, Any]) -> Block:
-    """What the numbers stand on: space, probes and versions."""
+    """What the numbers stand on: space, probes, plan and versions."""
     lines = []
     geometry, probes = deciding(document), document["probes"]
     if geometry is not None and probes is not None:
@@ -136,6 +136,8 @@ def footing(document: dict[str, Any]) -> Block:
             f"{rows} probes, token digest {plain((probes['digest'] or '-')[:16])}, "
             f"on {', '.join(where)}.",
         ]
+    if (plan := document["plan"]) is not None:
+        lines.append(f"Plan followed: sha256 {plain(plan['sha256'] or '-')}.")
     versions = (f"{plain(name)} {plain(version)}" for name, version in document["versions"].items())
     return [*lines, f"Versions: {', '.join(versions)}."]
 

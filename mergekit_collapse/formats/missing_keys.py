@@ -84,6 +84,7 @@ _DOCUMENT = {
             "experts": _Each({"name": "", **dict.fromkeys(_MEMBER)}),
         }
     ),
+    "plan": _Maybe(dict.fromkeys(("path", "sha256"))),
     **dict.fromkeys(("rehearsal", "monitor", "evaluation"), _EVALUATION),
     "parameters": _Maybe({"mean_cosine": None}),
 }

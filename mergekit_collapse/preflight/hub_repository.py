@@ -112,7 +112,7 @@ def find_on_hub(model: ModelPath, cache_dir: str | None) -> HubRepository | Path
         )
     # The hub client's transport, and so its errors, differ between its versions.
     except Exception as problem:
-        cached = _cached_snapshot(model, cache_dir)
+        cached = cached_snapshot(model, cache_dir)
         if cached is not None:
             return cached
         raise unreachable(str(model), problem) from problem
@@ -120,7 +120,8 @@ def find_on_hub(model: ModelPath, cache_dir: str | None) -> HubRepository | Path
     return HubRepository(model.path, info.sha or model.revision or "main", sizes, cache_dir)
 
 
-def _cached_snapshot(model: ModelPath, cache_dir: str | None) -> Path | None:
+def cached_snapshot(model: ModelPath, cache_dir: str | None) -> Path | None:
+    """The folder that the client would take without asking the hub; None where there is none."""
     try:
         return Path(
             snapshot_download(

@@ -76,6 +76,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         InvalidRecipeError: unreadable, not UTF-8, not YAML, or not one mapping.
     """
     text = read_text(path)
+    return _mapping(text, path), text
+
+
+def _mapping(text: str, path: Path) -> dict[str, Any]:
     try:
         documents = list(yaml.safe_load_all(text))
     except (yaml.YAMLError, RecursionError) as error:
@@ -89,7 +93,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         raise InvalidRecipeError(
             f"{path}: a MergeKit recipe is a mapping of keys such as merge_method"
         )
-    return documents[0], text
+    return documents[0]
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -98,7 +102,20 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         InvalidRecipeError: the file, the recipe or its block is wrong.
     """
-    raw, text = read_yaml(path)
+    return parse_recipe(read_text(path), path)
+
+
+def parse_recipe(text: str, path: Path, folder: Path | None = None) -> Recipe:
+    """The recipe in a text, as ``read_recipe`` would read it.
+
+    Args:
+        path: the file that it is of, which is not opened.
+        folder: what paths in the block are relative to; by default that of the file.
+
+    Raises:
+        InvalidRecipeError: the recipe or its block is wrong.
+    """
+    raw = _mapping(text, path)
     if (lost := lost_block(raw)) is not None:
         raise InvalidRecipeError(f"{path}: {lost}")
     compat = raw.pop(FIELD, {})
@@ -107,7 +124,7 @@ def read_recipe(path: Path) -> Recipe:
     # MergeKit's validators raise RuntimeError, pydantic's ValidationError is a ValueError.
     except (ValueError, RuntimeError, TypeError) as error:
         raise InvalidRecipeError(f"{path}: MergeKit does not accept this recipe: {error}") from None
-    return build_recipe(config, compat, source=text, path=path)
+    return build_recipe(config, compat, source=text, path=path, folder=folder)
 
 
 def build_recipe(
@@ -117,6 +134,7 @@ def build_recipe(
     source: str | None = None,
     path: Path | None = None,
     merges: Path | None = None,
+    folder: Path | None = None,
 ) -> Recipe:
     """Resolve experts, base and the owners of tasks.
 
@@ -126,6 +144,8 @@ def build_recipe(
         source: the YAML text, where known.
         path: the YAML file, where known.
         merges: the folder in which mergekit-multi puts earlier merges, where it runs.
+        folder: what paths in the block are relative to; by default the file's, else the working
+            directory.
 
     Raises:
         InvalidRecipeError: the block is invalid, or a task names a model that is not merged.
@@ -138,7 +158,8 @@ def build_recipe(
     groups = tuple(all_groups(config))
     experts = _experts(config.merge_method, groups)
     bases = [g.base for g in groups if len(g.sources) > 1 and g.base not in (None, *experts)]
-    folder = path.resolve().parent if path is not None else Path.cwd()
+    if folder is None:
+        folder = path.resolve().parent if path is not None else Path.cwd()
     return Recipe(
         path=path,
         folder=folder,

@@ -56,8 +56,7 @@ def remeasured(assessment: Assessment, recipe: Recipe, assess: Assess) -> Assess
     geometry = report.deciding
     assert geometry is not None
     verdict = judge(geometry, recipe.compat.budget, recipe.names, warn_only=False)
-    report = replace(report, verdict=verdict, geometry_verdict=verdict)
-    return Assessment(report, material)
+    return Assessment(replace(report, verdict=verdict, geometry_verdict=verdict), material)
 
 
 def _restricted(

@@ -76,6 +76,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "mds": {name: mds for name, (_, mds) in scores.items()},
         "groups": groups_document(deciding) if deciding is not None else [],
         **_remedy(report),
+        **_plan(report),
         **_merged(report),
     }
 
@@ -142,6 +143,13 @@ def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
 def _remedy(report: Report) -> dict[str, Any]:
     document = remedy_document(report.remedy) if report.remedy is not None else None
     return defined("remedy", document, report.remedy_reason)
+
+
+def _plan(report: Report) -> dict[str, Any]:
+    found, document = report.plan, None
+    if found is not None:
+        document = {"path": str(found.path), "sha256": found.sha256}
+    return defined("plan", document, "no plan was followed")
 
 
 def _merged(report: Report) -> dict[str, Any]:

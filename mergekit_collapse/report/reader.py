@@ -1,18 +1,23 @@
 """A ``report.json`` from anywhere, read as a stranger's file."""
 
-import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.findings import printable
+from mergekit_collapse.json_file import Kind, first_problem, read_object, too_deep
 from mergekit_collapse.report.document import FORMAT_VERSION
 from mergekit_collapse.report.stored_report import StoredReport
 
 # Thirty experts with every matrix take one or two megabytes.
 LARGEST_FILE = 64 * 2**20
+_KIND = Kind(
+    noun="report",
+    name_it="name a report.json",
+    made_by="`mergekit-collapse check RECIPE` writes into RECIPE-STEM.compat/",
+    make_it="make the report again with `mergekit-collapse check RECIPE`",
+)
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -24,25 +29,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         path = path / "report.json"
-    if not path.is_file():
-        raise InvalidRecipeError(
-            f"{path}: no such file; name a report.json, which `mergekit-collapse check RECIPE` "
-            "writes into RECIPE-STEM.compat/"
-        )
-    try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise InvalidRecipeError(
-                f"{path}: {size:,} bytes, and no report has more than {LARGEST_FILE:,}; "
-                "name a report.json"
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InvalidRecipeError(
-            f"{path}: cannot be read: {error.strerror}; give yourself the right to read it"
-        ) from None
-    except UnicodeDecodeError:
-        raise InvalidRecipeError(f"{path}: not a text file; name a report.json") from None
-    document = _json(path, text)
+    document, _ = read_object(path, _KIND, LARGEST_FILE)
     parse_report(document, str(path))
     return document
 
@@ -56,7 +43,7 @@ def parse_report(document: dict[str, Any], where: str = "the report") -> StoredR
     version = document.get("format_version")
     if "verdict" not in document or not isinstance(version, int):
         raise InvalidRecipeError(
-            f"{where}: not a report of mergekit-collapse: it has no "
+            f"{where}: not {_KIND.told}: it has no "
             f"{'verdict' if isinstance(version, int) else 'format_version'}; name the report.json "
             "that `mergekit-collapse check` or a gated merge wrote"
         )
@@ -69,54 +56,8 @@ def parse_report(document: dict[str, Any], where: str = "the report") -> StoredR
         return StoredReport.model_validate(document)
     except ValidationError as error:
         raise InvalidRecipeError(
-            f"{where}: {_first(error)}. The report is damaged or was changed by hand; make it "
-            "again with `mergekit-collapse check RECIPE`"
+            f"{where}: {first_problem(error, 'report')}. The report is damaged or was changed by "
+            "hand; make it again with `mergekit-collapse check RECIPE`"
         ) from None
     except RecursionError:
-        _too_deep(where)
-
-
-def _json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        _too_deep(str(path))
-    except ValueError as error:
-        cut = " (it ends in the middle, as if cut short)" if _ends_early(error, text) else ""
-        raise InvalidRecipeError(
-            f"{path}: not JSON{cut}: {error}; make the report again with "
-            "`mergekit-collapse check RECIPE`"
-        ) from None
-    if not isinstance(document, dict):
-        raise InvalidRecipeError(
-            f"{path}: not a report of mergekit-collapse: it holds a "
-            f"{type(document).__name__}, not an object; name a report.json"
-        )
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _ends_early(error: ValueError, text: str) -> bool:
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
-
-
-def _too_deep(where: str) -> NoReturn:
-    raise InvalidRecipeError(
-        f"{where}: lists within lists without end, which no report has; name a report.json"
-    ) from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first problem, by its place in the document, and how many more there are."""
-    problems = error.errors(include_url=False, include_context=False)
-    place = ".".join(str(part) for part in problems[0]["loc"])
-    message = problems[0]["msg"].removeprefix("Value error, ")
-    got = problems[0]["input"]
-    shown = f" (got {got!r:.60})" if not isinstance(got, dict | list) else ""
-    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return printable(f"{place or 'report'}: {message}{shown}{more}")
+        too_deep(where, _KIND)

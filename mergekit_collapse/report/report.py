@@ -40,6 +40,14 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class FollowedPlan:
+    """The file of a plan that was followed, and the digest of its bytes."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Report:
     """One gated recipe, from its YAML to the verdict.
 
@@ -52,6 +60,7 @@ class Report:
             there were any; each has a reason where not.
         path: of the ``report.json`` that it was written to, if it was.
         geometry_verdict: what the geometry alone decided; None where it is ``verdict``.
+        plan: that ``recipe`` comes from, if it does.
     """
 
     recipe: Recipe
@@ -73,6 +82,7 @@ class Report:
     parameters_reason: str | None = "it was not asked for"
     path: Path | None = None
     geometry_verdict: Verdict | None = None
+    plan: FollowedPlan | None = None
 
     @property
     def gate_verdict(self) -> Verdict:

@@ -124,6 +124,13 @@ class StoredProbes(Part):
     samples: Any = None
 
 
+class StoredPlan(Part):
+    """The plan that was followed."""
+
+    path: str | None = None
+    sha256: str | None = None
+
+
 class StoredRecipe(Part):
     """What was to be merged."""
 

@@ -12,6 +12,7 @@ from mergekit_collapse.report.stored import (
     StoredBudget,
     StoredCoefficients,
     StoredExpert,
+    StoredPlan,
     StoredProbes,
     StoredRecipe,
     StoredVerdict,
@@ -50,6 +51,7 @@ class StoredReport(Part):
     timing: dict[str, Number] = Field(default_factory=dict)
     budget: StoredBudget = StoredBudget()
     recipe: StoredRecipe = StoredRecipe()
+    plan: StoredPlan | None = None
     experts: Annotated[tuple[StoredExpert, ...], Field(max_length=MOST_EXPERTS)]
     base: str | None = None
     coefficients: StoredCoefficients | None = None

@@ -58,6 +58,8 @@ def ending(report: Report) -> str:
     lines = [verdict(report)]
     if report.verdict.exit_code == MergeRejectedError.exit_code and report.evaluation is not None:
         lines.append(f"Merged model: {printable(str(report.evaluation.model))}")
+    if (plan := report.plan) is not None:
+        lines.append(f"Plan: {printable(str(plan.path))} (sha256 {plan.sha256[:16]})")
     return "\n".join([*lines, f"Report: {printable(str(report.path))}"])
 
 

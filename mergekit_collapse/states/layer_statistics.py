@@ -1,88 +1,76 @@
 """How much a model's activations after one layer spread: variance and effective rank."""
 
-import itertools
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from mergekit_collapse.shapes import Float, Float64, Int64
+from mergekit_collapse.shapes import Float, Float64
 from mergekit_collapse.states.batching import Batch
+from mergekit_collapse.states.counted_positions import CountedPositions
 from mergekit_collapse.states.states import LayerStatistics
 
-# More tell large ranks apart, but an eigenvalue problem grows with the cube of them. With
-# 256, both statistics of a 135 M model take 3 % of the time of its forward pass over 4,096 tokens.
-MAX_POSITIONS = 256
+# Elements that a processor works on at a time, few enough to stay near it.
+_CHUNK = 1 << 18
 
-# Rows that are widened at a time, few enough to stay near the processor.
-_CHUNK = 256
+
+def sequence_chunks(hidden: Float[torch.Tensor, "sequence position feature"]) -> Iterator[slice]:
+    """The sequences, some at a time.
+
+    What is as large as a whole batch is asked of the system and given back each time, and on a
+    processor that costs more than the sums over it.
+    """
+    step = len(hidden)
+    if hidden.device.type == "cpu":
+        step = max(1, _CHUNK // max(1, hidden[:1].numel()))
+    return (slice(start, start + step) for start in range(0, len(hidden), step))
 
 
 class ActivationSample:
     """Adds up one layer's states batch by batch, in any split, padding and order.
 
-    What counts is every pooled position, that is the prompts' tokens, but the first of each
-    sequence: attention sinks live there, with activations a thousand times the others'. Over
-    these positions t = 1..T of all probes, with features f = 1..F,
+    Over the positions t = 1..T of all probes that count, with features f = 1..F,
 
         variance       = mean over f of (mean over t of (x_tf − mean over t of x_tf)²)
         effective rank = exp(−Σ p_i log p_i), p_i = σ_i / Σσ,
 
     σ being the eigenvalues of the covariance (arXiv 2603.04972). The variance is that of every
-    position, in float32 but for the sums. The rank is that of ``MAX_POSITIONS`` positions
-    spread evenly over the probes, or of all where there are fewer; which ones follows from the
-    masks alone, so that it is the same for every model. It is at most one less than their
-    number.
+    position. Its sums are in float32 within a few hundred positions and in float64 beyond, so
+    that another split moves it by less than 1e-6 of itself. The rank is that of the sampled
+    positions. It is at most one less than their number.
 
     Args:
-        batches: all that are going to be added.
+        positions: of all batches that are going to be added.
     """
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        counts: dict[int, int] = {}
-        for batch in batches:
-            pooled = batch.pooled.sum(dim=1).tolist()
-            counts.update(zip(batch.probes, (max(0, n - 1) for n in pooled), strict=True))
-        probes = sorted(counts)
-        ends = np.cumsum([counts[p] for p in probes], dtype=np.int64)
-        self._offsets = {p: int(end) - counts[p] for p, end in zip(probes, ends, strict=True)}
-        self._total = int(ends[-1]) if probes else 0
-        chosen = _spread(self._total)
-        self._slots = np.full(self._total, -1, dtype=np.int64)
-        self._slots[chosen] = np.arange(len(chosen), dtype=np.int64)
-        self._size = len(chosen)
-        self._rows: Float64[np.ndarray, "chosen feature"] | None = None
+    def __init__(self, positions: CountedPositions) -> None:
+        self._positions = positions
+        self._rows: Float64[np.ndarray, "sampled feature"] | None = None
         self._count = 0
 
     def add(self, hidden: Float[torch.Tensor, "sequence position feature"], batch: Batch) -> None:
-        """Take one batch's states, in any precision; those at padding are never read."""
-        sequences, positions, numbers = self._counted(batch)
+        """Take one batch's states, in any precision; those that do not count never enter."""
+        own = self._positions.of(batch)
         # Apple's GPUs have no float64.
         hidden = hidden.cpu() if hidden.device.type == "mps" else hidden
-        rows = hidden[sequences.to(hidden.device), positions.to(hidden.device)]
         if self._rows is None:
-            self._rows = np.zeros((self._size, hidden.shape[2]))
+            self._rows = np.zeros((self._positions.size, hidden.shape[2]))
             self._sum = torch.zeros(hidden.shape[2], dtype=torch.float64, device=hidden.device)
-            self._squares = self._sum.clone()
-        if not len(rows):
+            self._squares = self._sum.sum()
+        if own.first is None:
             return
-        slots = self._slots[numbers]
-        kept = np.flatnonzero(slots >= 0)
-        wanted = rows[torch.from_numpy(kept).to(rows.device)]
-        self._rows[slots[kept]] = wanted.double().cpu().numpy()
+        sampled = hidden[own.sequences.to(hidden.device), own.positions.to(hidden.device)]
+        self._rows[own.slots] = sampled.double().cpu().numpy()
         if not self._count:
             # Sums about a state keep the digits where all states are far from zero alike,
             # and are exactly zero where all states are equal.
-            self._shift = rows[0].float()
-        for start in range(0, len(rows), _CHUNK):
-            # Differences in float32, of which only the sums need more digits.
-            centred = rows[start : start + _CHUNK].float() - self._shift
-            self._sum += centred.sum(dim=0, dtype=torch.float64)
-            self._squares += centred.square_().sum(dim=0, dtype=torch.float64)
-        self._count += len(rows)
+            self._shift = hidden[own.first].float()
+        self._count += own.total
+        counted = own.counted.to(hidden.device)
+        for part in sequence_chunks(hidden):
+            self._add_up(hidden[part], counted[part])
 
     def statistics(self) -> LayerStatistics:
         """Variance and effective rank, after every batch was added.
@@ -94,27 +82,27 @@ class ActivationSample:
         Raises:
             ValueError: batches are missing.
         """
-        if self._count != self._total:
-            raise ValueError(f"{self._count} of {self._total} positions were added")
+        if self._count != self._positions.total:
+            raise ValueError(f"{self._count} of {self._positions.total} positions were added")
         if self._rows is None or not self._count:
             return LayerStatistics(math.nan, math.nan)
         mean = self._sum / self._count
-        variance = float((self._squares / self._count - mean.square()).clamp(min=0).mean())
+        spread = self._squares / self._count - mean.square().sum()
+        variance = float(spread.clamp(min=0)) / len(mean)
         if not (math.isfinite(variance) and bool(mean.isfinite().all())):
             return LayerStatistics(math.nan, math.nan)
         return LayerStatistics(variance, effective_rank(self._rows))
 
-    def _counted(
-        self, batch: Batch
-    ) -> tuple[
-        Int64[torch.Tensor, " state"], Int64[torch.Tensor, " state"], Int64[np.ndarray, " state"]
-    ]:
-        """Sequence, position and number among all that count, of each state that counts."""
-        place = batch.pooled.cumsum(dim=1)
-        sequences, positions = torch.nonzero((batch.pooled == 1) & (place > 1), as_tuple=True)
-        offsets = np.array([self._offsets[p] for p in batch.probes], dtype=np.int64)
-        numbers = offsets[sequences.numpy()] + place[sequences, positions].numpy() - 2
-        return sequences, positions, numbers
+    def _add_up(self, states: torch.Tensor, counted: torch.Tensor) -> None:
+        centred = states - self._shift
+        lengths = torch.linalg.vector_norm(centred, dim=2)
+        # Clearing what does not count would be a pass over everything, so it is done only where
+        # 0 times it would not be 0.
+        stray = ~counted & ~lengths.isfinite()
+        if stray.any():
+            centred.masked_fill_(stray.unsqueeze(2), 0.0)
+        self._sum += counted.to(centred.dtype).flatten() @ centred.flatten(0, 1)
+        self._squares += torch.where(counted, lengths, 0.0).double().square().sum()
 
 
 def effective_rank(rows: Float64[np.ndarray, "row feature"]) -> float:
@@ -152,16 +140,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _spread(total: int) -> Int64[np.ndarray, " chosen"]:
-    """One number from each of ``MAX_POSITIONS`` equal stretches, or all where they are few."""
-    size = min(total, MAX_POSITIONS)
-    if not size:
-        return np.zeros(0, dtype=np.int64)
-    edges = [i * total // size for i in range(size + 1)]
-    # Not at a fixed place in its stretch: probes of one length would then show the same
-    # token again and again.
-    drawn = random.Random(0)
-    chosen = [a + int(drawn.random() * (b - a)) for a, b in itertools.pairwise(edges)]
-    return np.array(chosen, dtype=np.int64)

@@ -1,6 +1,7 @@
 """A model run a layer at a time for all batches, with weights that are handed in."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.dry_forward import LayerCall
 from mergekit_collapse.states.forward import Outputs, answers_in, captured, head_sees_only
 from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.shelf import Shelf, Shelved
 from mergekit_collapse.states.skeleton import Skeleton, kept_precisions
 from mergekit_collapse.states.tensor_stages import TensorStages
 
+# What embeddings may take that are only waiting for the head; those of small models do not
+# leave memory.
+_SHARED_LIMIT = 2**28
 _MEND = "check that the model runs in transformers by itself"
 
 
@@ -23,7 +28,8 @@ class LayeredModel:
     ``embed``, ``layer`` 1 to L and ``head`` are called once each in this order, with every
     iterator used up before the next call. Each may be given the tensors of other stages too;
     it does not read them. A stage's tensors are let go of when its last batch is done, but
-    for embeddings that the head shares: those are held as they were given.
+    for embeddings that the head shares: those are held as they were given, on disk where they
+    are large.
 
     Args:
         config: of transformers.
@@ -57,7 +63,7 @@ class LayeredModel:
         self._extra = 0 if skeleton.in_tuple else -1
         self.depth = skeleton.depth
         self._next: int | None = 0
-        self._shared: dict[str, torch.Tensor] = {}
+        self._shared: dict[str, torch.Tensor | Shelved] = {}
         self._states: list[torch.Tensor] = []
         self._calls: list[list[LayerCall]] = []
 
@@ -80,7 +86,7 @@ class LayeredModel:
             EvaluationError: a tensor is missing or of another shape, or the model fails.
         """
         given = self._take(0, tensors)
-        self._shared = {name: given[name] for name in given if name in self._stages.shared}
+        self._shared = _held({name: given[name] for name in given if name in self._stages.shared})
         self._states, self._calls = [], []
         return self._embedded(self._placed(given))
 
@@ -102,16 +108,22 @@ class LayeredModel:
         Raises:
             EvaluationError: a tensor is missing or of another shape, or the model fails.
         """
-        given = self._take(self.depth + 1, tensors)
-        placed = self._placed({**self._shared, **given})
+        shared = {n: t.take() if isinstance(t, Shelved) else t for n, t in self._shared.items()}
         self._shared = {}
+        given = self._take(self.depth + 1, tensors, shared)
+        placed = self._placed({**shared, **given})
         return self._finished({**self._skeleton.stand_ins(), **placed})
 
-    def _take(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _take(
+        self,
+        stage: int,
+        tensors: Mapping[str, torch.Tensor],
+        shared: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> dict[str, torch.Tensor]:
         if self._next != stage:
             due = "a stage that is not used up" if self._next is None else f"stage {self._next}"
             raise RuntimeError(f"{self._where}: stage {stage} was asked for, but {due} is due")
-        return self._stages.pick(stage, tensors, self._shared, self._where)
+        return self._stages.pick(stage, tensors, shared, self._where)
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # detach, since functional_call would hand a parameter's gradients on.
@@ -160,3 +172,10 @@ class LayeredModel:
                 last = outputs[-1].last_hidden_state
             yield number, Outputs((last,), answers)
         self._next = self.depth + 2
+
+
+def _held(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | Shelved]:
+    if sum(tensor.nbytes for tensor in tensors.values()) <= _SHARED_LIMIT:
+        return dict(tensors)
+    shelf = Shelf()
+    return {name: shelf.put(tensor) for name, tensor in tensors.items()}

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.shapes import Float32
 from mergekit_collapse.states import storage
 from mergekit_collapse.states.batching import Batch
-from mergekit_collapse.states.layer_statistics import ActivationSample
+from mergekit_collapse.states.counted_positions import CountedPositions
+from mergekit_collapse.states.layer_statistics import ActivationSample, sequence_chunks
 from mergekit_collapse.states.pooling import Pooling, pool
 from mergekit_collapse.states.states import LayerStatistics, ModelLayers
 
@@ -28,7 +30,8 @@ class LayerProfile:
         self, depth: int, probe_count: int, pooling: Pooling, batches: Sequence[Batch]
     ) -> None:
         self._pooling: Pooling = "mean" if pooling == "tokens" else pooling
-        self._depth, self._probe_count, self._batches = depth, probe_count, batches
+        self._depth, self._probe_count = depth, probe_count
+        self._positions = CountedPositions(batches)
         self._pooled: Float32[np.ndarray, "layer probe feature"] | None = None
         self._samples: dict[int, ActivationSample] = {}
         self._statistics: dict[int, LayerStatistics] = {}
@@ -39,12 +42,17 @@ class LayerProfile:
         Returns:
             Whether all pooled states are finite.
         """
-        pooled = pool(hidden.float(), batch.pooled.to(hidden.device), self._pooling).cpu().numpy()
+        mask = batch.pooled.to(hidden.device)
+        parts = [
+            pool(hidden[part].float(), mask[part], self._pooling)
+            for part in sequence_chunks(hidden)
+        ]
+        pooled = torch.cat(parts).cpu().numpy()
         if self._pooled is None:
             shape = (self._depth + 1, self._probe_count, pooled.shape[1])
             self._pooled = storage.zeros(shape, "the states after every layer")
         if layer not in self._samples:
-            self._samples[layer] = ActivationSample(self._batches)
+            self._samples[layer] = ActivationSample(self._positions)
         self._pooled[layer, list(batch.probes)] = pooled
         self._samples[layer].add(hidden, batch)
         return bool(np.isfinite(pooled).all())

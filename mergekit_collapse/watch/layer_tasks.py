@@ -8,10 +8,38 @@ from mergekit.common import dtype_from_name
 from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, build_schedule
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 
+from mergekit_collapse.states.shelf import Shelf, Shelved
+
 Step = Callable[[int, Mapping[str, torch.Tensor]], None]
 
 
-class WatchLayer(Task[int]):  # type: ignore[misc]  # MergeKit ships no types
+class _Own(Task[Any]):  # type: ignore[misc]  # MergeKit ships no types
+    """Tasks of which no two are the same; hashing their fields would walk a whole chain of them."""
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SetAside(_Own):
+    """Hands a merged tensor to ``keep``, and what that gives to the stage."""
+
+    stage: int
+    save: SaveTensor
+    keep: Callable[[int, torch.Tensor], torch.Tensor | Shelved]
+
+    def arguments(self) -> dict[str, Task]:
+        """The merged tensor."""
+        return {"tensor": self.save.tensor_task}
+
+    def execute(self, tensor: torch.Tensor | None) -> torch.Tensor | Shelved | None:
+        """An optional tensor may have come to nothing."""
+        return None if tensor is None else self.keep(self.stage, tensor)
+
+
+class WatchLayer(_Own):
     """Hands the tensors of one stage, as they will be saved, to ``step``; gives the stage.
 
     Stages follow one another: 0 is the embeddings, k layer k, the last the norm and the head.
@@ -20,34 +48,52 @@ class WatchLayer(Task[int]):  # type: ignore[misc]  # MergeKit ships no types
     stage: int
     step: Step
     saves: tuple[SaveTensor, ...]
+    aside: tuple[SetAside, ...] = ()
     before: "WatchLayer | None" = None
-
-    # Two stages are never the same task, and hashing `before` would walk the whole chain.
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
     def arguments(self) -> dict[str, Task]:
         """The merged tensors, and the stage before this one."""
         chain = {} if self.before is None else {"before": self.before}
-        return {f"tensor {save.tensor_name}": save.tensor_task for save in self.saves} | chain
+        tensors = self.aside or [save.tensor_task for save in self.saves]
+        names = [f"tensor {save.tensor_name}" for save in self.saves]
+        return dict(zip(names, tensors, strict=True)) | chain
 
     def execute(self, **arguments: Any) -> int:
         """Run the stage on the probes."""
         tensors = {}
         for save in self.saves:
+            tensor = arguments[f"tensor {save.tensor_name}"]
+            if isinstance(tensor, Shelved):
+                tensor = tensor.take()
             # An optional tensor may have come to nothing.
-            if (tensor := arguments[f"tensor {save.tensor_name}"]) is not None:
+            if tensor is not None:
                 dtype = dtype_from_name(save.dtype) if save.dtype else tensor.dtype
                 tensors[save.tensor_name] = tensor.to(dtype)
         self.step(self.stage, tensors)
         return self.stage
 
 
+class _Queue:
+    """Runs the stages in order; the tensors of those that are not next wait on a shelf."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._next, self._shelf = step, 0, Shelf()
+
+    def run(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._step(stage, tensors)
+        self._next = stage + 1
+
+    def keep(self, stage: int, tensor: torch.Tensor) -> torch.Tensor | Shelved:
+        return tensor if stage == self._next else self._shelf.put(tensor)
+
+
 def watch_layers(
-    saves: Sequence[SaveTensor], stage_of: Callable[[str], int | None], stages: int, step: Step
+    saves: Sequence[SaveTensor],
+    stage_of: Callable[[str], int | None],
+    stages: int,
+    step: Step,
+    *,
+    in_layer_order: bool = True,
 ) -> list[WatchLayer]:
     """One task a stage, each after the one before.
 
@@ -56,12 +102,18 @@ def watch_layers(
         stage_of: the stage that needs a tensor, None for a tensor that none needs.
         stages: how many there are.
         step: called with each stage and its tensors, in order.
+        in_layer_order: whether MergeKit makes the tensors in that order. Else those that are made
+            before it is their turn wait on disk, so that no more than a layer is in memory.
     """
     tasks: list[WatchLayer] = []
+    queue = _Queue(step)
     for stage in range(stages):
         own = tuple(save for save in saves if stage_of(save.tensor_name) == stage)
+        aside: tuple[SetAside, ...] = ()
+        if not in_layer_order:
+            aside = tuple(SetAside(stage=stage, save=save, keep=queue.keep) for save in own)
         before = tasks[-1] if tasks else None
-        tasks.append(WatchLayer(stage=stage, step=step, saves=own, before=before))
+        tasks.append(WatchLayer(stage=stage, step=queue.run, saves=own, aside=aside, before=before))
     return tasks
 
 
@@ -119,10 +171,15 @@ def layer_order(targets: Sequence[TaskHandle], stages: Sequence[TaskHandle]) -> 
 def stock_order(targets: Sequence[TaskHandle], stages: Sequence[TaskHandle]) -> list[TaskHandle]:
     """MergeKit's own schedule, each stage put in where its tensors are there."""
     own, due = [handle for handle in targets if handle not in stages], list(stages)
+    aside: dict[TaskHandle, list[TaskHandle]] = {}
+    for stage in stages:
+        for handle in stage.arguments().values():
+            if isinstance(handle.task(), SetAside):
+                aside.setdefault(handle.arguments()["tensor"], []).append(handle)
     done: dict[TaskHandle, None] = {}
     # Of its own targets alone: with more of them it would break ties another way.
     for handle in build_schedule(own, cached_values={}).tasks:
-        done[handle] = None
+        done |= dict.fromkeys([handle, *aside.get(handle, ())])
         while due and done.keys() >= set(due[0].arguments().values()):
             done[due.pop(0)] = None
     return list(done)

@@ -16,12 +16,13 @@ from mergekit.plan import MergePlanner
 
 from mergekit_collapse.watch.layer_tasks import WatchedExecutor
 
-# From the output's configuration and the planned tensors to what else is to be done.
-Plan = Callable[[Any, Sequence[SaveTensor]], Sequence[Task]]
+# From the output's configuration, the planned tensors and whether the layers come in order, to
+# what else is to be done.
+Plan = Callable[[Any, Sequence[SaveTensor], bool], Sequence[Task]]
 
 # One merge at a time; a merge in another thread, which is not ours, keeps its own plan.
 _lock = threading.RLock()
-_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+_plan: ContextVar[tuple[Plan, bool] | None] = ContextVar("plan", default=None)
 
 # Of these it is known that they draw no random numbers. The others may draw from one stream, in
 # the order in which tensors are merged.
@@ -40,10 +41,11 @@ class WatchedPlanner(MergePlanner):  # type: ignore[misc]  # MergeKit ships no t
     def plan_to_disk(self, out_path: str) -> list[Task]:
         """The same tasks, then those of the watch."""
         targets = list(super().plan_to_disk(out_path))
-        if (plan := _plan.get()) is None:
+        if (set_plan := _plan.get()) is None:
             return targets
+        plan, in_layer_order = set_plan
         saves = [task for task in targets if isinstance(task, SaveTensor)]
-        return [*targets, *plan(self.out_model_config, saves)]
+        return [*targets, *plan(self.out_model_config, saves, in_layer_order)]
 
 
 def may_reorder(config: MergeConfiguration, options: MergeOptions) -> bool:
@@ -68,7 +70,7 @@ def planned_with(plan: Plan, *, saving: bool = True, in_layer_order: bool = True
     with _lock:
         module = mergekit.merge
         planner, executor = module.MergePlanner, module.Executor
-        token = _plan.set(plan)
+        token = _plan.set((plan, in_layer_order))
         module.MergePlanner = WatchedPlanner
         module.Executor = functools.partial(
             WatchedExecutor, saving=saving, in_layer_order=in_layer_order

@@ -61,8 +61,16 @@ class Watch:
         self._seconds = 0.0
         self._bar = tqdm(desc="watching", unit="layer", disable=True)
 
-    def plan(self, config: Any, saves: Sequence[SaveTensor]) -> Sequence[WatchLayer]:
-        """Further tasks of the merge, one a stage; none for a model that it is blind to."""
+    def plan(
+        self, config: Any, saves: Sequence[SaveTensor], in_layer_order: bool
+    ) -> Sequence[WatchLayer]:
+        """Further tasks of the merge, one a stage; none for a model that it is blind to.
+
+        Args:
+            config: of the merged model.
+            saves: the tensors that MergeKit is going to make.
+            in_layer_order: whether it makes them in the order of their layers.
+        """
         if self.blind is None:
             try:
                 self._observer = Observer(
@@ -79,7 +87,9 @@ class Watch:
             return ()
         depth, show = self._observer.depth, self._material.options.progress
         self._bar = tqdm(total=depth, desc="watching", unit="layer", disable=not show)
-        return watch_layers(saves, self._observer.stage_of, depth + 2, self.step)
+        return watch_layers(
+            saves, self._observer.stage_of, depth + 2, self.step, in_layer_order=in_layer_order
+        )
 
     def step(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Run one stage of the merged model on all probes and judge the layer.
