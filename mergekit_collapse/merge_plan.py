@@ -100,7 +100,8 @@ def worse(before: Verdict, after: Verdict) -> Verdict:
     """The verdict on the merged model, and what was only warned of before, if that is all."""
     if after.decision == "refuse":
         return after  # the gate's own is in the report beside it
-    return replace(after, reasons=(*before.reasons, *after.reasons))
+    lasting = before if before.decision == "warn" else after
+    return replace(lasting, reasons=(*before.reasons, *after.reasons))
 
 
 def unevaluated(report: Report, error: CompatError) -> Report:

@@ -98,6 +98,7 @@ def evaluate_made(
             exit_code=MergeRejectedError.exit_code,
             warn_only=plan.never_block or limits.on_collapse == "warn",
             stop_at=plan.block.monitor.stop_at if material and report.monitor is None else None,
+            given_up=plan.report.given_up,
         )
     except CompatError as error:
         if plan.never_block:
@@ -110,7 +111,7 @@ def evaluate_made(
     if verdict.decision == "allow":
         return report
     report = replace(report, verdict=worse(report.verdict, verdict))
-    if verdict.decision == "warn":
+    if verdict.decision != "refuse":
         return report
     place = rejected_place(plan.call.out)
     evaluation = replace(found, verdict=verdict, model=str(place))

@@ -59,17 +59,20 @@ def with_rehearsal(report: Report, rehearsal: Evaluation, *, warn_only: bool) ->
         report.recipe.names,
         exit_code=code,
         warn_only=warn_only,
+        given_up=report.given_up,
     )
     reasons = (*rehearsal.verdict.reasons, *found.reasons)
-    rehearsal = replace(rehearsal, verdict=_verdict(reasons, code, warn_only))
+    if rehearsal.verdict.reasons or found.decision != "modified":
+        found = _verdict(reasons, code, warn_only)
+    rehearsal = replace(rehearsal, verdict=found)
     # One that was stopped has not measured it.
     decided = rehearsal.hidden is not None and _decides_distortion(report)
     standing = tuple(
         reason for reason in report.verdict.reasons if not (decided and reason.rule == "distortion")
     )
     verdict = _verdict((*standing, *reasons), code, warn_only)
-    if report.verdict.decision == "modified" and not reasons:
-        verdict = report.verdict
+    if report.verdict.decision == "modified" and found.decision in ("allow", "modified"):
+        verdict = replace(report.verdict, reasons=(*report.verdict.reasons, *reasons))
     return replace(report, rehearsal=rehearsal, rehearsal_reason=None, verdict=verdict)
 
 

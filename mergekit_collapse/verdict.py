@@ -1,6 +1,7 @@
 """What becomes of a merge, and every limit that it passes."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Verdict:
             ``modified`` where the recipe was changed so that it is inside its limits.
         exit_code: of every way in.
         reasons: one for each limit that is passed; none under ``allow``, and under ``modified``
-            only those that the change knowingly leaves.
+            only those that the change knowingly leaves, of experts that were given up.
     """
 
     decision: Decision
@@ -70,6 +71,12 @@ class Verdict:
 
 
 ALLOW = Verdict("allow", 0, ())
+
+
+def concerns(reason: Reason, experts: Collection[str]) -> bool:
+    """Whether a reason is about one of these experts, by itself or on a task of its own."""
+    on_tasks = tuple(f"{name} on " for name in experts)
+    return reason.subject in experts or reason.subject.startswith(on_tasks)
 
 
 def passed(  # noqa: PLR0917  (the fields of a reason, in their order)

@@ -20,7 +20,7 @@ from tiny_models import make_adapter
 
 from mergekit_collapse import gate, mergekit_hook
 from mergekit_collapse.cli import main
-from mergekit_collapse.errors import InvalidRecipeError, MergeRefusedError
+from mergekit_collapse.errors import InvalidRecipeError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.formats.junit import to_junit
 from mergekit_collapse.formats.markdown import to_markdown
 from mergekit_collapse.page.html import to_html
@@ -47,6 +47,7 @@ def models(tiny_model, variant, tmp_path_factory):
         "one": variant(base, 0.02, 1),
         "two": variant(base, 0.02, 2),
         "three": variant(base, 0.02, 4),
+        "off": variant(base, 0.4, 4),
         "far": variant(base, 3.0, 3),
         "away": variant(variant(base, 3.0, 3), 0.02, 5),
         "apart": variant(base, 3.0, 9),
@@ -268,6 +269,52 @@ def test_protect_gives_up_the_expert_over_budget_and_says_so(write):
     assert max(report.deciding.predicted[:2]) <= 0.3
     assert [r.subject for r in report.verdict.reasons] == ["far"]
     assert "given up" in document["remedy"]["notes"][0]
+
+
+PROTECT = {
+    "budget": {"rule": "weights", "distortion": 0.1, "mds": None},
+    "reweight": {"goal": "protect", "floor": 0.0},
+}
+
+
+def test_who_was_given_up_is_not_what_the_merged_model_is_rejected_for(write, tmp_path, capsys):
+    compat = weighted("reweight", **PROTECT, rehearse="never")
+    report = merge(write(even("one", "two", "off"), compat), tmp_path / "out")
+    assert (report.verdict.decision, report.verdict.exit_code) == ("modified", 0)
+    assert {(r.rule, r.subject) for r in report.verdict.reasons} == {
+        ("distortion", "off"),
+        ("max_distortion", "off"),
+    }
+    assert report.evaluation.verdict.decision == "modified"
+    assert (
+        report.evaluation.hidden.distortion[2] > 0.5 > max(report.evaluation.hidden.distortion[:2])
+    )
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    said = capsys.readouterr().err
+    assert "given up: max_distortion of off" in said
+    assert "ALLOWED: all others are within the limits." in said
+    document = json.loads(report.path.read_text(encoding="utf-8"))
+    assert "2 readings are outside their limits" in to_html(document)
+    assert "<failure" not in to_junit(document)
+
+
+def test_whoever_was_not_given_up_still_is(write, tmp_path):
+    limits = {**OPEN, "max_distortion": 0.01}
+    compat = weighted("reweight", **PROTECT, rehearse="never", evaluate=limits)
+    with pytest.raises(MergeRejectedError, match="max_distortion of one"):
+        merge(write(even("one", "two", "off"), compat), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("limit", "code"), [(0.5, 0), (0.01, 3)])
+def test_a_rehearsal_spares_who_was_given_up_alone(write, limit, code):
+    limits = {**OPEN, "max_distortion": limit}
+    compat = weighted("reweight", **PROTECT, rehearse="always", evaluate=limits)
+    report, document = checked(write(even("one", "two", "off"), compat))
+    assert report.verdict.exit_code == code
+    assert report.verdict.decision == ("refuse" if code else "modified")
+    assert document["rehearsal"]["verdict"]["decision"] == report.verdict.decision
+    assert "max_distortion of off" in str([str(r) for r in report.verdict.reasons])
 
 
 def test_layers_get_weights_of_their_own(write, tmp_path):

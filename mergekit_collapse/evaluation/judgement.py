@@ -1,15 +1,16 @@
 """A merged model's measurements against the limits of the block."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
-from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict, passed
+from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict, concerns, passed
 
+_OF_EXPERTS = ("max_distortion", "max_merging_loss")
 _APART = "Use the experts apart, or merge those that stand together in the K-group curve."
 
 
@@ -22,6 +23,7 @@ def judge_merged(
     exit_code: int,
     warn_only: bool,
     stop_at: float | None = None,
+    given_up: Collection[str] = (),
 ) -> Verdict:
     """Hold a merged model against ``evaluate``.
 
@@ -34,6 +36,8 @@ def judge_merged(
         exit_code: of a model that is over a limit.
         warn_only: a passed limit warns instead.
         stop_at: of the monitor, where that could not watch the merge.
+        given_up: experts whose distortion and tasks no limit protects any more; what is over a
+            limit there is told, and where that is all, the verdict is ``modified``.
 
     Raises:
         EvaluationError: the reading that a limit is about is undefined.
@@ -47,6 +51,8 @@ def judge_merged(
     )
     if not reasons:
         return ALLOW
+    if all(reason.rule in _OF_EXPERTS and concerns(reason, given_up) for reason in reasons):
+        return Verdict("modified", 0, reasons)
     return Verdict("warn", 0, reasons) if warn_only else Verdict("refuse", exit_code, reasons)
 
 

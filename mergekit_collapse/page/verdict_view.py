@@ -69,7 +69,10 @@ def _warned(report: StoredReport) -> Headline | None:
             f"{_count(report)} The recipe asks only to be told, so it is merged all the same.",
         )
     if report.verdict.decision == "modified":
-        return Headline("warn", "↻", "Allowed after a change", "The recipe was changed to fit.")
+        fits = "The recipe was changed to fit."
+        if reasons(report):
+            fits = f"The recipe was changed to fit, but for what it gives up. {_count(report)}"
+        return Headline("warn", "↻", "Allowed after a change", fits)
     return None
 
 

@@ -10,7 +10,7 @@ from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.predicted import SUM_TOLERANCE
 from mergekit_collapse.report.report import Report
 from mergekit_collapse.shapes import Float64
-from mergekit_collapse.verdict import Reason
+from mergekit_collapse.verdict import Reason, concerns
 
 
 class NoRemedyError(Exception):
@@ -42,11 +42,7 @@ class Change:
         return tuple(r for r in self.assessment.report.verdict.reasons if not self._is_given_up(r))
 
     def _is_given_up(self, reason: Reason) -> bool:
-        if reason.rule != "distortion":
-            return False
-        # On own tasks a reason is about an expert and its task.
-        own = (f"{name} on " for name in self.given_up)
-        return reason.subject in self.given_up or reason.subject.startswith(tuple(own))
+        return reason.rule == "distortion" and concerns(reason, self.given_up)
 
 
 def deciding(report: Report) -> Geometry:

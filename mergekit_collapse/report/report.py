@@ -13,7 +13,7 @@ from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.remedy import Remedy
-from mergekit_collapse.verdict import Verdict
+from mergekit_collapse.verdict import Verdict, concerns
 
 MADE_BEFORE = "the merge was made before"
 
@@ -90,6 +90,13 @@ class Report:
         own = self.geometry_verdict or self.verdict
         changed = self.remedy is not None and self.remedy.effective is not None
         return Verdict("modified", 0, own.reasons) if changed else own
+
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """Names of the experts that the change knowingly left over a limit."""
+        left = self.verdict.reasons if self.verdict.decision == "modified" else ()
+        names = self.recipe.names
+        return tuple(name for name in names if any(concerns(r, [name]) for r in left))
 
     @property
     def made_before(self) -> bool:

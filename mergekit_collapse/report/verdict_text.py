@@ -29,8 +29,8 @@ def verdict_lines(report: Report) -> Iterator[str]:
     elif decision == "modified" and report.remedy is not None:
         yield f"CHANGED ({report.remedy.action}): {printable(summary(report.remedy))}"
         yield from (f"  - given up: {printable(str(r))}" for r in report.verdict.reasons)
-        within = [] if report.verdict.reasons else _within(report)
-        shown = ", ".join([*within, *_merged_within(report)])
+        within = [] if report.verdict.reasons else [*_within(report), *_merged_within(report)]
+        shown = ", ".join(within)
         yield f"ALLOWED: {shown or 'all others are within the limits'}."
     else:
         yield _head(report)
