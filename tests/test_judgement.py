@@ -51,10 +51,11 @@ GOOD = Evaluation(
 )
 
 
-def judged(found, budget=None, *, exit_code=4, warn_only=False, **limits):
+def judged(found, budget=None, *, exit_code=4, warn_only=False, given_up=(), **limits):
     block = EvaluateBlock.model_validate(limits)
     budget = BudgetBlock.model_validate(budget or {})
-    return judge_merged(found, block, budget, NAMES, exit_code=exit_code, warn_only=warn_only)
+    how = {"exit_code": exit_code, "warn_only": warn_only, "given_up": given_up}
+    return judge_merged(found, block, budget, NAMES, **how)
 
 
 def changed(**keys):
@@ -63,6 +64,39 @@ def changed(**keys):
 
 def rules(verdict):
     return [reason.rule for reason in verdict.reasons]
+
+
+def test_what_is_given_up_is_told_and_decides_nothing():
+    lost = changed(hidden=space(0.1, 0.9), tasks=(loss(-5.0), loss(-90.0, "task1", 1)))
+    verdict = judged(lost, given_up=["odd"])
+    assert (verdict.decision, verdict.exit_code) == ("modified", 0)
+    assert [r.subject for r in verdict.reasons] == ["odd", "odd on task1"]
+    own = judged(
+        changed(hidden=space(0.0, 0.0, own=(0.1, 0.9))), {"over": "own_task"}, given_up=["odd"]
+    )
+    assert (own.decision, own.reasons[0].subject) == ("modified", "odd on task1")
+
+
+@pytest.mark.parametrize(
+    ("change", "extra"),
+    [
+        ({"hidden": space(0.9, 0.9)}, "max_distortion"),
+        ({"hidden": space(0.1, math.nan)}, "max_distortion"),
+        ({"tasks": (loss(-50.0),)}, "max_merging_loss"),
+        ({"layers": (layer(1, variance_ratio=0.1),)}, "min_variance_ratio"),
+        ({"checks": (Check("finite", False, "NaN"),)}, "check"),
+    ],
+)
+def test_for_anything_else_the_merge_is_rejected_all_the_same(change, extra):
+    verdict = judged(changed(**{"hidden": space(0.1, 0.9), **change}), given_up=["odd"])
+    assert (verdict.decision, verdict.exit_code) == ("refuse", 4)
+    assert extra in rules(verdict)
+    assert "max_distortion" in rules(verdict)
+
+
+def test_a_name_that_begins_like_that_of_one_given_up_is_not_given_up():
+    verdict = judged(changed(hidden=space(0.1, 0.9)), given_up=["od", "near"])
+    assert verdict.decision == "refuse"
 
 
 def test_a_good_merge_is_allowed():

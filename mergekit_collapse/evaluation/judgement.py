@@ -51,9 +51,14 @@ def judge_merged(
     )
     if not reasons:
         return ALLOW
-    if all(reason.rule in _OF_EXPERTS and concerns(reason, given_up) for reason in reasons):
+    if all(_is_given_up(reason, given_up) for reason in reasons):
         return Verdict("modified", 0, reasons)
     return Verdict("warn", 0, reasons) if warn_only else Verdict("refuse", exit_code, reasons)
+
+
+def _is_given_up(reason: Reason, experts: Collection[str]) -> bool:
+    """What is no number is never given up."""
+    return reason.rule in _OF_EXPERTS and reason.value is not None and concerns(reason, experts)
 
 
 def _checks(found: Evaluation) -> Iterator[Reason]:
