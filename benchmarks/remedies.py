@@ -252,8 +252,9 @@ def show(bench: Bench, case: Case) -> Iterator[str]:
 def in_vain(bench: Bench, case: Case) -> str:
     report = mergekit_collapse.check(bench.write(case, case.action), bench.options)
     assert report.verdict.exit_code == MergeRefusedError.exit_code
-    names = " + ".join(case.weights)
-    return f"- `{case.action}` of {names}: {report.remedy_reason}"
+    assert report.remedy_reason is not None
+    why = report.remedy_reason.removeprefix(f"{case.action}: ")
+    return f"- `{case.action}` of {' + '.join(case.weights)}: {why}"
 
 
 def main() -> None:

@@ -164,7 +164,7 @@ def _reason(
 ) -> str:
     measured = sum(trial.reason is None for trial in tried)
     left_out = len(tried) - measured
-    text = f"{measured} replacements were tried"
+    text = "1 replacement was tried" if measured == 1 else f"{measured} replacements were tried"
     if left_out:
         text += f" and {left_out} left out as twins or members"
     return (
