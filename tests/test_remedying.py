@@ -491,7 +491,7 @@ def test_a_pool_holds_adapters_beside_the_recipe(write, models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pool", "told"), [("apart", "replacements were tried"), ("other", "cannot be measured")]
+    ("pool", "told"), [("apart", "1 replacement was tried"), ("other", "cannot be measured")]
 )
 def test_a_pool_that_does_not_help_is_told(write, models, pool, told):
     compat = block("substitute", substitute={"pool": [str(models[pool])]})
