@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Compiled tests are kept between runs, also where the machine says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check format clean
 

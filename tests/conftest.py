@@ -1,25 +1,36 @@
-"""Fixtures that many test files share: tiny models, built once in a session, never written to."""
+"""Fixtures that many test files share: tiny models, built once in a session, never written to.
+
+torch and transformers are imported where they are used: the process that hands the tests out to
+its workers needs neither, and they take longer than a third of the quick tests.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_models
-import torch
 
-# The models are tiny: threads that wait for one another would be most of the time.
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The models are tiny: threads that wait for one another would be most of the time."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """The tokenizer that every tiny model is saved with."""
+    import tiny_models
+
     return tiny_models.make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_tokenizer) -> Callable[..., Path]:
     """``tiny_model(architecture, seed=0)``: folder of a model; see ``tiny_models.BUILDERS``."""
+    import tiny_models
+
     made: dict[tuple[str, int], Path] = {}
 
     def make(architecture: str, seed: int = 0) -> Path:
@@ -36,6 +47,8 @@ def tiny_model(tmp_path_factory, tiny_tokenizer) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def variant(tmp_path_factory) -> Callable[..., Path]:
     """``variant(folder, noise, seed=0)``: a copy whose weights are off by ``noise`` spreads."""
+    import tiny_models
+
     made: dict[tuple[Path, float, int], Path] = {}
 
     def make(source: Path, noise: float, seed: int = 0) -> Path:

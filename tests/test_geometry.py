@@ -13,6 +13,8 @@ from mergekit_collapse.geometry.merging_difficulty import INFINITE, READINGS
 from mergekit_collapse.geometry.minimax import minimax_distortion
 from mergekit_collapse.geometry.predicted import predicted_distortion
 
+pytestmark = pytest.mark.slow
+
 EXPERTS, PROBES = 3, 40
 TASKS = [("sentiment", 0), ("topic", 1), ("arithmetic", 2), ("general", None)]
 TASK_OF_PROBE = np.repeat(np.arange(4), 10)

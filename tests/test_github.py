@@ -9,6 +9,8 @@ import pytest
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.formats.github import annotate, append_summary
 
+pytestmark = pytest.mark.slow
+
 ON = {"GITHUB_ACTIONS": "true"}
 LIMIT = 1024 * 1024
 

@@ -12,6 +12,8 @@ from mergekit_collapse.geometry import grouping
 from mergekit_collapse.geometry.enclosing_ball import enclosing_ball
 from mergekit_collapse.geometry.grouping import group_curve
 
+pytestmark = pytest.mark.slow
+
 
 def set_partitions(items):
     if not items:

@@ -13,6 +13,8 @@ from mergekit_collapse.study.mds_consistency import (
 )
 from mergekit_collapse.study.paper_tables import read_paper_tables
 
+pytestmark = pytest.mark.slow
+
 GROUPS = read_paper_tables().groups
 NAMES = [group.name for group in GROUPS]
 

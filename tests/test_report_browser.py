@@ -12,9 +12,12 @@ from mergekit_collapse.page.html import to_html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason=f"no browser on the path: install one of {', '.join(BROWSERS)}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None, reason=f"no browser on the path: install one of {', '.join(BROWSERS)}"
+    ),
+]
 
 # Asks every element how wide it is, and how much was loaded; in a copy of the page, which itself
 # runs nothing.

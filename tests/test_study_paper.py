@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from mergekit_collapse.cli import main
 from mergekit_collapse.study.columns import columns, p_text
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parent.parent / "docs" / "paper.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
 

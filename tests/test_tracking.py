@@ -12,6 +12,8 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.formats.scalars import profiles, scalars
 from mergekit_collapse.formats.tracking import log_scalars, require_trackers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", made_documents.MAKERS)
 def test_metrics_have_names_that_each_tracker_takes(name):

@@ -11,6 +11,8 @@ from mergekit_collapse.judging import judge
 from mergekit_collapse.recipe.schema import BudgetBlock
 from mergekit_collapse.states.states import SpaceStates
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("near", "close", "odd")
 
 
