@@ -28,15 +28,16 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage shelf pooling batching weights adapters loader forward arrays
+        states storage shelf pooling batching weights lora_update adapters loader forward arrays
         counted_positions layer_statistics profiles hidden_states dry_forward skeleton
-        tensor_stages layered layered_agreement layered_trial
+        tensor_stages layered whole_by_stage layered_agreement layered_trial tensor_files ahead
+        stage_tensors sweep
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
         merging_difficulty grouping resampling own_task geometry measured layer_reading
     """,
-    "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
+    "parameters": "conflict conflict_document task_vectors parameter_conflict",
     "verdict judging": "",
     "remedy": """
         weight_range protecting reweighting group_reading own_task_reading criterion dropping
