@@ -28,8 +28,8 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage shelf pooling batching weights adapters loader forward arrays
-        counted_positions layer_statistics profiles hidden_states dry_forward skeleton
+        states storage shelf pooling batching weights adapters loader forward model_states arrays
+        counted_positions layer_statistics profiles whole_model hidden_states dry_forward skeleton
         tensor_stages layered layered_agreement layered_trial
     """,
     "geometry": """
