@@ -1,7 +1,8 @@
 """Hidden states and answer distributions of every model on every probe."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,12 +10,13 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.probes.tokens import TokenizedProbes
-from mergekit_collapse.states.arrays import StateArrays
+from mergekit_collapse.states.arrays import ENGINE, StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
 from mergekit_collapse.states.forward import depth
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.pooling import Pooling
+from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
 from mergekit_collapse.states.whole_model import run_whole
 
@@ -50,10 +52,12 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     *,
     also: Callable[[int, Any], None] | None = None,
     each: EachModel = each_model,
+    engine: str = ENGINE,
+    store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
 ) -> States:
-    """Run every model over every probe, one model in memory at a time.
+    """Run every model over every probe, one model in memory at a time, or find its states.
 
     Vocabularies of different sizes: a token that a model does not have has probability 0
     there, so its rows are filled up with zeros to the largest vocabulary.
@@ -62,8 +66,10 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         references: experts in the order of the recipe, then the base if any.
         names: what to call them in messages and in the result.
         expert_count: how many of them are experts.
-        also: called with each model's index and the model while it is in memory.
+        also: called with the index of each model that is run, and the model while it is in memory.
         each: what brings the models into memory.
+        engine: what it is called, in the result and where states are kept.
+        store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
 
@@ -95,16 +101,37 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         for index, number in enumerate(depths)
     ]
 
-    def visit(index: int, model: Any) -> None:
-        arrays.put(
-            index,
-            run_whole(names[index], model, probes, wanted[index], progress=options.progress),
+    def key(index: int) -> str | None:
+        return store.key(references[index], probes, wanted[index], options, engine)
+
+    keys = [key(index) for index in range(len(references))]
+    missing = []
+    for index in range(len(references)):
+        found = store.get(keys[index], probes, wanted[index])
+        if found is None:
+            missing.append(index)
+        else:
+            arrays.put(index, found)
+
+    def visit(place: int, model: Any) -> None:
+        index = missing[place]
+        found = run_whole(names[index], model, probes, wanted[index], progress=options.progress)
+        store.put(
+            keys[index],
+            found,
+            partial(key, index),
+            model=str(references[index]),
+            what=f"{len(probes.probes)} probes, {request.pooling}, layer {request.layers}",
         )
+        arrays.put(index, found)
         if also is not None:
             also(index, model)
 
-    each(references, options, visit)
-    return arrays.states(expert_count, options.device, options.dtype)
+    if missing:
+        each([references[index] for index in missing], options, visit)
+    cached = tuple(name for index, name in enumerate(names) if index not in missing)
+    states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
+    return replace(states, cached=cached)
 
 
 def default_batch_tokens(device: str) -> int:
