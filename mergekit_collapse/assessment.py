@@ -11,10 +11,10 @@ from typing import Any
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
+from mergekit_collapse.caches import open_caches
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
 from mergekit_collapse.evaluation.harness import require_tasks
-from mergekit_collapse.evaluation.own_scores import open_own_scores
 from mergekit_collapse.evaluation.scoring_set import scoring_set
 from mergekit_collapse.finished_merge import NOTHING_MERGED
 from mergekit_collapse.formats.tracking import require_trackers
@@ -77,6 +77,7 @@ def assess(
         EvaluationError: the models or probes cannot be measured.
     """
     clock = Clock()
+    caches = open_caches(recipe.compat.cache)
     require_trackers(recipe.compat.log_to)
     if recipe.compat.evaluate.lm_eval:
         require_tasks(recipe.compat.evaluate.lm_eval, recipe.folder, options.trust_remote_code)
@@ -115,8 +116,9 @@ def assess(
         )
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     with clock.stage("states"):
-        trial = LayeredTrial(recipe.models, probes, load)
-        own = ExpertScores(scoring, recipe.experts, load, open_own_scores(enabled=block.cache))
+        full = block.cache.full
+        trial = LayeredTrial(recipe.models, probes, load, caches.layered, full=full)
+        own = ExpertScores(scoring, recipe.experts, load, caches.own_scores)
 
         def also(index: int, model: Any) -> None:
             if profile:
@@ -132,6 +134,7 @@ def assess(
             StateRequest("predictive" in block.space, block.layers, block.pooling, profile),
             load,
             also=also,
+            store=caches.states,
         )
     if block.budget.space == "predictive" and states.predictive is None:
         raise EvaluationError(
@@ -167,6 +170,7 @@ def assess(
         hidden=hidden,
         predictive=predictive,
         predictive_reason=states.predictive_reason,
+        cached=states.cached,
     )
     report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
     report = replace(report, geometry_verdict=verdict)

@@ -9,6 +9,7 @@ from mergekit.options import MergeOptions, add_merge_options
 
 from mergekit_collapse import __version__
 from mergekit_collapse.click_errors import at_the_edge
+from mergekit_collapse.commands.cache import cache
 from mergekit_collapse.commands.options import (
     PLACES,
     RECIPE,
@@ -69,6 +70,7 @@ def main() -> None:
 
 
 main.add_command(study)
+main.add_command(cache)
 
 
 def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:

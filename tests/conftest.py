@@ -5,9 +5,12 @@ its workers needs neither, and they take longer than a third of the quick tests.
 """
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
+
+_numbers = count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,6 +61,15 @@ def variant(tmp_path_factory) -> Callable[..., Path]:
         return made[source, noise, seed]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch) -> Path:
+    """A cache for each test, or it would find what another or its user has measured."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))
+    for module in ("cached_files", "cache_listing"):
+        monkeypatch.setattr(f"mergekit_collapse.{module}.cache_folder", lambda: folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

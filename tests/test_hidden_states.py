@@ -301,7 +301,7 @@ def test_out_of_memory_says_what_to_lower(tiny_model, probes, monkeypatch, failu
     def forward(*_):
         raise failure
 
-    monkeypatch.setattr("mergekit_collapse.states.hidden_states.forward", forward)
+    monkeypatch.setattr("mergekit_collapse.states.whole_model.forward", forward)
     with pytest.raises(EvaluationError, match=r"expert-0.*probes.samples and probes.max_tokens"):
         measure([tiny_model("llama")], probes)
 

@@ -13,8 +13,8 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 # The map of the house: rooms from front door to back, and inside a room likewise.
 ROOMS = {
     "": """
-        errors shapes switch karcher merge_methods findings foreign_errors cache_folder whole_file
-        json_file
+        errors shapes switch karcher merge_methods findings foreign_errors cache_folder cached_files
+        kept_values whole_file json_file
     """,
     "recipe": """
         schema validation compat_source text context groups recipe source_layers coefficients
@@ -28,10 +28,10 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage shelf pooling batching weights lora_update adapters loader forward arrays
-        counted_positions layer_statistics profiles hidden_states dry_forward skeleton
-        tensor_stages layered whole_by_stage layered_agreement layered_trial tensor_files ahead
-        stage_tensors sweep
+        states storage shelf pooling batching weights lora_update adapters loader model_identity
+        forward model_states state_file state_store arrays counted_positions layer_statistics
+        profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
+        layered_agreement tensor_files ahead stage_tensors sweep hidden_states layered_trial
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
@@ -61,7 +61,8 @@ ROOMS = {
         numerals palette seriation plane_map inline_svg charts map_chart verdict_view remedy_view
         meters space_view evaluation_view html
     """,
-    "merge_options assessment evaluating staging staging_folder rehearsing": "",
+    "merge_options caches cache_listing": "",
+    "assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
         change before_and_after changed_recipe moved_block group_limits remeasured weights fewer
         method split_recipes replacement_limits substitutes changed_files
@@ -83,7 +84,7 @@ ROOMS = {
         score_counts mds_consistency discrimination paper_study columns correlation_text
         paper_text paper_document
     """,
-    "commands": "output recipe_files options study",
+    "commands": "output recipe_files options cache study",
     "cli __main__": "",
 }
 

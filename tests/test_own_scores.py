@@ -11,9 +11,13 @@ from mergekit.common import ModelReference
 from safetensors.torch import load_file, save_file
 
 import mergekit_collapse
-from mergekit_collapse.evaluation.own_scores import OwnScores, open_own_scores, score_key
+from mergekit_collapse.cached_files import CachedFiles
+from mergekit_collapse.caches import open_caches
+from mergekit_collapse.evaluation.own_scores import OwnScores, score_key
 from mergekit_collapse.evaluation.scoring_set import scoring_set
+from mergekit_collapse.kept_values import KeptValues
 from mergekit_collapse.probes.probes import Probe, ProbeSet, ProbeTask
+from mergekit_collapse.recipe.schema import CacheBlock
 from mergekit_collapse.states.loader import LoadOptions
 
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
@@ -29,10 +33,13 @@ def scoring(prompt="Two plus three is", tokenizer=None):
     )
 
 
+def opened(**block):
+    return open_caches(CacheBlock(**block)).own_scores
+
+
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return open_own_scores(True)
+def cache():
+    return opened()
 
 
 @pytest.fixture
@@ -45,18 +52,18 @@ def key(folder, *, task=0, options=OPTIONS, lora=None, asked=None):
     return score_key(ModelReference.parse(text), asked or scoring(), task, options)
 
 
-def test_a_score_is_found_again_to_the_last_bit(cache, tmp_path):
+def test_a_score_is_found_again_to_the_last_bit(cache, own_cache):
     assert cache.get(KEY) is None
     cache.put(KEY, 1 / 3, model="./sums", task="sums")
-    assert cache.get(KEY) == open_own_scores(True).get(KEY) == 1 / 3
+    assert cache.get(KEY) == opened().get(KEY) == 1 / 3
     assert cache.get("cd" + KEY[2:]) is None
-    (file,) = (p for p in (tmp_path / "cache").rglob("*") if p.is_file())
-    assert json.loads(file.read_text())["task"] == "sums"
+    (file,) = (p for p in own_cache.rglob("*") if p.is_file())
+    assert json.loads(file.read_text())["value"]["what"] == "task sums"
 
 
-def test_nothing_is_kept_or_found_where_it_is_switched_off(cache, tmp_path):
+def test_nothing_is_kept_or_found_where_it_is_switched_off(cache):
     cache.put(KEY, 0.5, model="m", task="t")
-    off = open_own_scores(False)
+    off = opened(enabled=False)
     assert off.get(KEY) is None
     off.put("cd" + KEY[2:], 0.5, model="m", task="t")
     assert cache.get("cd" + KEY[2:]) is None
@@ -70,19 +77,17 @@ def test_nothing_is_kept_or_found_where_it_is_switched_off(cache, tmp_path):
         "[]",
         "null",
         "[" * 100_000,
-        f'{{"key": "{KEY}"}}',
-        f'{{"key": "{KEY}", "score": "0.5"}}',
-        f'{{"key": "{KEY}", "score": true}}',
-        f'{{"key": "{KEY}", "score": NaN}}',
-        f'{{"key": "{KEY}", "score": 1.5}}',
-        '{"key": "other", "score": 0.5}',
+        '{"value": {"score": 0.5}}',
+        '{"value": {"score": 0.5}, "sha256": "0"}',
+        '{"value": [], "sha256": null}',
         "\xff",
     ],
 )
-def test_a_corrupt_entry_is_no_entry(cache, content):
+def test_a_corrupt_entry_is_no_entry_and_said(cache, content, caplog):
     cache.put(KEY, 0.5, model="m", task="t")
-    cache._path(cache.folder, KEY).write_bytes(content.encode("latin-1"))
+    cache.values.files.path(KEY).write_bytes(content.encode("latin-1"))
     assert cache.get(KEY) is None
+    assert "its checksum is not that of its content; made again" in caplog.text
     cache.put(KEY, 0.25, model="m", task="t")
     assert cache.get(KEY) == 0.25
 
@@ -90,14 +95,42 @@ def test_a_corrupt_entry_is_no_entry(cache, content):
 def test_a_cache_that_cannot_be_written_is_no_cache(tmp_path):
     # A file where a folder should be stops even root.
     (tmp_path / "file").write_text("")
-    cache = OwnScores(tmp_path / "file" / "below")
+    cache = in_folder(tmp_path / "file" / "below")
     cache.put(KEY, 0.5, model="m", task="t")
     assert cache.get(KEY) is None
     # And where the last step fails, nothing half-written stays behind.
-    taken = OwnScores(tmp_path / "taken")
+    taken = in_folder(tmp_path / "taken")
     (tmp_path / "taken" / KEY[:2] / f"{KEY}.json").mkdir(parents=True)
     taken.put(KEY, 0.5, model="m", task="t")
     assert os.listdir(tmp_path / "taken" / KEY[:2]) == [f"{KEY}.json"]
+
+
+def in_folder(folder):
+    return OwnScores(KeptValues(CachedFiles(folder, ".json")))
+
+
+def test_a_flipped_bit_anywhere_is_noticed(cache):
+    cache.put(KEY, 0.5, model="m", task="t")
+    path = cache.values.files.path(KEY)
+    written = path.read_bytes()
+    for place in range(len(written)):
+        if written[place : place + 1].isspace():
+            continue  # between the values of a JSON document it says nothing
+        path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        assert cache.get(KEY) is None
+
+
+@pytest.mark.parametrize("score", ["0.5", True, 1, 1.5, -0.1, None])
+def test_what_was_kept_and_is_no_score_is_not_found(cache, score):
+    cache.values.put(KEY, {"score": score})
+    assert cache.get(KEY) is None
+
+
+def test_a_score_under_the_name_of_another_is_not_found(cache):
+    cache.put(KEY, 0.5, model="m", task="t")
+    files, other = cache.values.files, "cd" + KEY[2:]
+    files.write(other, files.path(KEY).read_bytes())
+    assert cache.get(other) is None
 
 
 def test_what_is_no_score_is_not_kept(cache):

@@ -87,7 +87,9 @@ def test_an_empty_block_is_the_default_block(empty):
         ({"rehearse": "sometimes"}, "compat.rehearse: input should be 'auto', 'always' or 'never'"),
         ({"log_to": "wandbe"}, "compat.log_to[0]: input should be 'tensorboard', 'wandb'"),
         ({"log_to": None}, "compat.log_to: input should be a valid list (got null)"),
-        ({"cache": "no"}, "compat.cache: input should be a valid boolean"),
+        ({"cache": "no"}, "compat.cache: input should be a valid mapping"),
+        ({"cache": {"enabled": "no"}}, "compat.cache.enabled: input should be a valid boolean"),
+        ({"cache": {"hash": "sha1"}}, "compat.cache.hash: input should be 'quick' or 'full'"),
     ],
 )
 def test_a_mistake_is_told_with_its_path(value, told):
@@ -156,7 +158,7 @@ def test_what_is_looked_at_after_the_merge():
     assert (limits.enabled, limits.on_collapse, limits.lm_eval) == (True, "reject", ())
     assert (limits.max_distortion, limits.max_merging_loss) == (0.5, 20)
     assert (limits.min_variance_ratio, limits.min_rank_ratio) == (0.5, 0.5)
-    assert (block.log_to, block.cache) == ((), True)
+    assert (block.log_to, block.cache.enabled, block.cache.full) == ((), True, False)
     # A default is not validated, and what reads a limit expects a float.
     assert isinstance(limits.max_merging_loss, float)
 

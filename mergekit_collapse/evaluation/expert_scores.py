@@ -38,7 +38,7 @@ class ExpertScores:
         self._options, self._kept = options, kept
         self.scores: dict[int, float] = {}
         self._keys = {
-            task.task: score_key(experts[task.owner], scoring, task.task, options)
+            task.task: score_key(experts[task.owner], scoring, task.task, options, full=kept.full)
             for task in scoring.tasks
         }
         for task, key in self._keys.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from mergekit.options import MergeOptions
 
+from mergekit_collapse.caches import open_caches
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.chance_distances import chance_distances
 from mergekit_collapse.geometry.distances import probe_distances
@@ -74,6 +75,7 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
         probes,
         StateRequest(predictive, block.layers, block.pooling),
         load_options(options),
+        store=open_caches(block.cache).states,
     )
     space = states.predictive if predictive else states.hidden
     if space is None:

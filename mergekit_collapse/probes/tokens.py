@@ -58,11 +58,16 @@ def tokenize(
                 "remove that row"
             )
         probes.append(encoded)
-    digest = hashlib.sha256()
-    for encoded in probes:
-        digest.update(repr((encoded.prompt, encoded.target)).encode())
     tasks = np.array([p.task for p in probe_set.probes], dtype=np.int64)
-    return TokenizedProbes(tuple(probes), tasks, digest.hexdigest())
+    return TokenizedProbes(tuple(probes), tasks, digest_of(probes))
+
+
+def digest_of(probes: Sequence[TokenizedProbe]) -> str:
+    """Of all token ids, targets included, in their order."""
+    digest = hashlib.sha256()
+    for probe in probes:
+        digest.update(repr((probe.prompt, probe.target)).encode())
+    return digest.hexdigest()
 
 
 class ProbeEncoder:

@@ -220,6 +220,18 @@ class SubstituteBlock(_Block):
     pool: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
 
 
+class CacheBlock(_Block):
+    """Whether results are kept for later runs, and by what a model is known again."""
+
+    enabled: Flag = True
+    hash: Literal["quick", "full"] = "quick"
+
+    @property
+    def full(self) -> bool:
+        """Whether that is all of its weights, and not their headers, sizes and times."""
+        return self.hash == "full"
+
+
 class CompatBlock(_Block):
     """The whole block. ``compat: {}`` is valid: every key has a default."""
 
@@ -245,7 +257,7 @@ class CompatBlock(_Block):
     evaluate: Annotated[EvaluateBlock, BeforeValidator(_switch)] = EvaluateBlock()
     report: Path | None = None
     log_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
-    cache: Flag = True
+    cache: Annotated[CacheBlock, BeforeValidator(_switch)] = CacheBlock()
 
     @property
     def layers(self) -> Literal["last", "all"] | tuple[int, ...]:

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.schema import (
     BudgetBlock,
+    CacheBlock,
     CompatBlock,
     DropBlock,
     EvaluateBlock,
@@ -82,6 +83,7 @@ _BLOCK_OF: dict[str | int, type[BaseModel]] = {
     "tasks": TaskBlock,
     "budget": BudgetBlock,
     "monitor": MonitorBlock,
+    "cache": CacheBlock,
     "evaluate": EvaluateBlock,
     "reweight": ReweightBlock,
     "drop": DropBlock,

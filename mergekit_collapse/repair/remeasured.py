@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from mergekit_collapse.assessment import Assessment
+from mergekit_collapse.caches import open_caches
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
-from mergekit_collapse.evaluation.own_scores import open_own_scores
 from mergekit_collapse.geometry.geometry import Geometry, measure
 from mergekit_collapse.judging import judge
 from mergekit_collapse.material import Material
@@ -97,7 +97,7 @@ def _restricted(
         material.scoring,
         tasks=tuple(replace(task, owner=place[task.owner]) for task in material.scoring.tasks),
     )
-    cached = open_own_scores(enabled=recipe.compat.cache)
+    cached = open_caches(recipe.compat.cache).own_scores
     own = ExpertScores(scoring, recipe.experts, material.options, cached)
     own.scores.update(material.own_scores.scores)
     restricted = replace(

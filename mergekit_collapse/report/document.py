@@ -67,7 +67,12 @@ def to_document(report: Report) -> dict[str, Any]:
         ],
         "probes": _probes(recipe, measured.probe_set, measured.token_digest) if measured else None,
         "forward": (
-            {"device": measured.device, "dtype": measured.dtype, "engine": measured.engine}
+            {
+                "device": measured.device,
+                "dtype": measured.dtype,
+                "engine": measured.engine,
+                "cached": list(measured.cached),
+            }
             if measured
             else None
         ),

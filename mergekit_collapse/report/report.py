@@ -26,7 +26,7 @@ class Measurement:
 
     Attributes:
         token_digest: of the probes' token ids.
-        device, dtype, engine, predictive_reason: as in ``States``.
+        device, dtype, engine, predictive_reason, cached: as in ``States``.
     """
 
     probe_set: ProbeSet
@@ -37,6 +37,7 @@ class Measurement:
     hidden: Geometry
     predictive: Geometry | None
     predictive_reason: str | None
+    cached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
             f"  {f'{index + 1:>2} {name}':<{width}} {cell(weight):>7} {score:>7} "
             f"{cell(predicted):>10} {cell(base):>8}"
         )
+    if report.measurement is not None and (cached := report.measurement.cached):
+        yield f"  From the cache, not run again: {', '.join(map(_short, cached))}."
     if geometry.predicted is None:
         yield f"  No prediction: {geometry.predicted_reason}."
     elif report.coefficients is not None and report.coefficients.note:

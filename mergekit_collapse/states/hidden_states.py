@@ -1,31 +1,24 @@
 """Hidden states and answer distributions of every model on every probe."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from mergekit.common import ModelReference
-from tqdm import tqdm
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
-from mergekit_collapse.findings import printable
-from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.probes.tokens import TokenizedProbes
-from mergekit_collapse.states.arrays import StateArrays
-from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side, make_batches
-from mergekit_collapse.states.forward import (
-    LayersNotToldApartError,
-    Outputs,
-    decoder_start,
-    depth,
-    forward,
-    reads_decoder_inputs,
-)
+from mergekit_collapse.states.arrays import ENGINE, StateArrays
+from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
+from mergekit_collapse.states.forward import depth
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
+from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.pooling import Pooling
-from mergekit_collapse.states.profiles import LayerProfile
-from mergekit_collapse.states.states import ModelLayers, States
+from mergekit_collapse.states.state_store import NO_STORE, StateStore
+from mergekit_collapse.states.states import States
+from mergekit_collapse.states.whole_model import run_whole
 
 EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
 
@@ -59,10 +52,12 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     *,
     also: Callable[[int, Any], None] | None = None,
     each: EachModel = each_model,
+    engine: str = ENGINE,
+    store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
 ) -> States:
-    """Run every model over every probe, one model in memory at a time.
+    """Run every model over every probe, one model in memory at a time, or find its states.
 
     Vocabularies of different sizes: a token that a model does not have has probability 0
     there, so its rows are filled up with zeros to the largest vocabulary.
@@ -71,8 +66,10 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         references: experts in the order of the recipe, then the base if any.
         names: what to call them in messages and in the result.
         expert_count: how many of them are experts.
-        also: called with each model's index and the model while it is in memory.
+        also: called with the index of each model that is run, and the model while it is in memory.
         each: what brings the models into memory.
+        engine: what it is called, in the result and where states are kept.
+        store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
 
@@ -83,7 +80,6 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     """
     depths = [depth(read_config(reference, options)) for reference in references]
     layers = resolve_layers(request.layers, depths, names)
-    budget = batch_tokens or default_batch_tokens(options.device)
     arrays = StateArrays(
         names,
         probes,
@@ -92,53 +88,50 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         pooling=request.pooling,
         predictive=request.predictive,
     )
-    profiles: dict[int, ModelLayers] = {}
-    unlayered: set[int] = set()
+    wanted = [
+        ModelRequest(
+            layers=(number,) if request.layers == "last" else layers,
+            depth=number,
+            pooling=request.pooling,
+            predictive=request.predictive,
+            profile=request.profile and index < expert_count,
+            max_tokens=batch_tokens or default_batch_tokens(options.device),
+            side=side,
+        )
+        for index, number in enumerate(depths)
+    ]
 
-    def visit(index: int, model: Any) -> None:
-        mend = "check that the model runs in transformers by itself"
-        with (
-            told_as_evaluation_error(f"model {names[index]}", mend),
-            _bar(names[index], len(probes.probes), options) as bar,
-        ):
-            _require_known_tokens(names[index], model, probes)
-            answers = arrays.expects_answers(index, model)
-            batches = make_batches(
-                probes.probes,
-                answers=answers,
-                decoder_start=decoder_start(model) if reads_decoder_inputs(model) else None,
-                max_tokens=budget,
-                side=side,
-            )
-            arrays.expect_rows(index, batches)
-            wanted = (depths[index],) if request.layers == "last" else layers
-            profile = None
-            if request.profile and index < expert_count and not unlayered:
-                profile = LayerProfile(depths[index], len(probes.probes), request.pooling, batches)
-            for batch in batches:
-                asked = wanted if profile is None else range(depths[index] + 1)
-                try:
-                    outputs = forward(model, batch, asked, depths[index], answers)
-                except LayersNotToldApartError:
-                    if profile is None:
-                        raise
-                    unlayered.add(index)
-                    profile = None
-                    outputs = forward(model, batch, wanted, depths[index], answers)
-                if profile is not None:
-                    profile.add_all(batch, outputs.hidden)
-                    hidden = tuple(outputs.hidden[k] for k in wanted)
-                    outputs = Outputs(hidden, outputs.answers)
-                arrays.add(index, batch, outputs)
-                bar.update(len(batch.probes))
-            if profile is not None:
-                profiles[index] = profile.layers()
+    def key(index: int) -> str | None:
+        return store.key(references[index], probes, wanted[index], options, engine)
+
+    keys = [key(index) for index in range(len(references))]
+    missing = []
+    for index in range(len(references)):
+        found = store.get(keys[index], probes, wanted[index])
+        if found is None:
+            missing.append(index)
+        else:
+            arrays.put(index, found)
+
+    def visit(place: int, model: Any) -> None:
+        index = missing[place]
+        found = run_whole(names[index], model, probes, wanted[index], progress=options.progress)
+        store.put(
+            keys[index],
+            found,
+            partial(key, index),
+            model=str(references[index]),
+            what=f"{len(probes.probes)} probes, {request.pooling}, layer {request.layers}",
+        )
+        arrays.put(index, found)
         if also is not None:
             also(index, model)
 
-    each(references, options, visit)
-    layered = () if unlayered else tuple(profiles[i] for i in sorted(profiles))
-    return arrays.states(expert_count, options.device, options.dtype, layers=layered)
+    if missing:
+        each([references[index] for index in missing], options, visit)
+    cached = tuple(name for index, name in enumerate(names) if index not in missing)
+    states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
+    return replace(states, cached=cached)
 
 
 def default_batch_tokens(device: str) -> int:
@@ -179,24 +172,3 @@ def resolve_layers(
             f" {first} layers; name each once"
         )
     return numbers
-
-
-def _bar(name: str, total: int, options: LoadOptions) -> Any:
-    return tqdm(total=total, desc=printable(name), unit="probe", disable=not options.progress)
-
-
-def _require_known_tokens(name: str, model: Any, probes: TokenizedProbes) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    largest = max(max(p.prompt + p.target) for p in probes.probes)
-    if largest >= rows:
-        raise EvaluationError(
-            f"model {name}: the probes' tokenizer gives token {largest}, but the model has"
-            f" embeddings for {rows} tokens only; merge models that share one tokenizer"
-        )
-    longest = max(len(p.prompt) + len(p.target) for p in probes.probes)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise EvaluationError(
-            f"model {name}: a probe has {longest} tokens, but the model has {positions}"
-            " positions; lower probes.max_tokens in the compat block"
-        )

@@ -5,11 +5,13 @@ from typing import Any
 
 from mergekit.common import ModelReference
 
-from mergekit_collapse.probes.tokens import TokenizedProbes
+from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
+from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
 from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.forward import reads_decoder_inputs
 from mergekit_collapse.states.layered_agreement import agrees_with_whole
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
+from mergekit_collapse.states.model_identity import conditions, digest, model_identity
 
 _PROBES = 4
 _ENCODER_DECODER = "it is an encoder-decoder, which is more than a stack of layers"
@@ -19,37 +21,73 @@ class LayeredTrial:
     """Tries one model while it is whole in memory, on the shortest probes.
 
     An adapter's model is not tried, since its layers are not the checkpoint's; its base is.
+
+    Args:
+        kept: the outcomes of earlier runs. One of any of the models is an outcome for all.
+        full: whether a model is known by all of its weights.
     """
 
     def __init__(
-        self, references: Sequence[ModelReference], probes: TokenizedProbes, options: LoadOptions
+        self,
+        references: Sequence[ModelReference],
+        probes: TokenizedProbes,
+        options: LoadOptions,
+        kept: KeptValues = NOT_KEPT,
+        *,
+        full: bool = False,
     ) -> None:
         self._references, self._options = references, options
+        self._kept, self._full = kept, full
         shortest = sorted(probes.probes, key=lambda p: len(p.prompt) + len(p.target))
         # Of different lengths, so that padding is tried too.
         self._probes = list({len(p.prompt): p for p in shortest[: 8 * _PROBES]}.values())[:_PROBES]
-        self._tried = False
+        self._tried = self._looked = False
         self._reason: str | None = None
 
     def visit(self, index: int, model: Any) -> None:
         """Try the model of that number, unless one was tried."""
-        if self._tried or self._references[index].lora is not None:
+        if self._known() or self._references[index].lora is not None:
             return
         self._tried = True
-        if reads_decoder_inputs(model):
-            self._reason = _ENCODER_DECODER
-            return
         reference = self._references[index]
-        batches = make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)
-        config = read_config(reference, self._options)
-        self._reason = agrees_with_whole(
-            model, config, self._options, f"model {reference}", batches[0]
-        )
+        self._reason = self._try(reference, model)
+        told = {"reason": self._reason, "model": str(reference), "what": "layer by layer"}
+        self._kept.put(self._key(reference), told)
 
     def reason(self) -> str | None:
         """Why layers cannot be run by themselves; None if they can."""
-        if not self._tried:
-            bare = [r.model_copy(update={"lora": None}) for r in self._references[:1]]
+        if not self._known():
+            bare = [_bare(self._references[0])]
             self._references = bare
             each_model(bare, self._options, self.visit)
         return self._reason
+
+    def _known(self) -> bool:
+        if self._tried or self._looked or self._kept is NOT_KEPT:
+            return self._tried
+        self._looked = True
+        for reference in dict.fromkeys(map(_bare, self._references)):
+            found = self._kept.get(self._key(reference))
+            if found is not None and isinstance(found.get("reason"), str | None):
+                self._tried, self._reason = True, found["reason"]
+                break
+        return self._tried
+
+    def _key(self, reference: ModelReference) -> str | None:
+        if self._kept.files is None:
+            return None
+        model = model_identity(reference, self._options, full=self._full)
+        if model is None:
+            return None
+        return digest("layered", model, digest_of(self._probes), conditions(self._options))
+
+    def _try(self, reference: ModelReference, model: Any) -> str | None:
+        if reads_decoder_inputs(model):
+            return _ENCODER_DECODER
+        batches = make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)
+        config = read_config(reference, self._options)
+        return agrees_with_whole(model, config, self._options, f"model {reference}", batches[0])
+
+
+def _bare(reference: ModelReference) -> ModelReference:
+    return reference.model_copy(update={"lora": None})

@@ -73,6 +73,7 @@ class States:
         dtype: the precision of the forward passes, such as ``bfloat16``.
         engine: how the weights were brought in, such as ``whole-model``.
         layers: of each expert, where they were asked for, else empty.
+        cached: names of the models that were not run, since an earlier run's states were kept.
     """
 
     models: tuple[str, ...]
@@ -84,3 +85,4 @@ class States:
     dtype: str
     engine: str
     layers: tuple[ModelLayers, ...] = ()
+    cached: tuple[str, ...] = ()

@@ -17,8 +17,10 @@ from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.forward import Outputs
 from mergekit_collapse.states.hidden_states import default_batch_tokens, resolve_layers
 from mergekit_collapse.states.layered import LayeredModel
+from mergekit_collapse.states.model_states import ModelRecorder
 from mergekit_collapse.states.profiles import LayerProfile
 from mergekit_collapse.states.skeleton import NotLayeredError
+from mergekit_collapse.states.whole_model import NOT_ASKED
 
 MERGED = "merged model"
 
@@ -67,15 +69,14 @@ class Observer:
         self.depth = self._model.depth
         block = material.recipe.compat
         self._layers = resolve_layers(block.layers, [self.depth], [MERGED])
-        self._arrays = StateArrays(
-            [MERGED],
+        self._recorder = ModelRecorder(
+            MERGED,
             material.probes,
+            self._probe_batches,
             layers=self._layers,
-            depth=self.depth,
             pooling=block.pooling,
-            predictive=predictive,
+            answers_reason=None if predictive else NOT_ASKED,
         )
-        self._arrays.expect_rows(0, self._probe_batches)
         self._profile = LayerProfile(
             self.depth, len(material.probes.probes), block.pooling, self._probe_batches
         )
@@ -114,7 +115,16 @@ class Observer:
     def distortion(self) -> tuple[Measured, Measured | None, str | None]:
         """As ``Material.distortion``, after the last stage."""
         options = self._material.options
-        states = self._arrays.states(1, options.device, options.dtype, engine="layer by layer")
+        arrays = StateArrays(
+            [MERGED],
+            self._material.probes,
+            layers=self._layers,
+            depth=self.depth,
+            pooling=self._material.recipe.compat.pooling,
+            predictive=self._material.predictive is not None,
+        )
+        arrays.put(0, self._recorder.states())
+        states = arrays.states(1, options.device, options.dtype, engine="layer by layer")
         return self._material.distortion(states)
 
     def losses(self) -> tuple[TaskLoss, ...]:
@@ -150,7 +160,7 @@ class Observer:
         if not self._profile.add(layer, batch, hidden):
             raise NotFiniteError(layer, "hidden states")
         if layer in self._layers:
-            self._arrays.add_hidden(0, batch, self._layers.index(layer), hidden)
+            self._recorder.add_hidden(batch, self._layers.index(layer), hidden)
 
     def _add_answers(self, number: int, outputs: Outputs) -> None:
         if outputs.answers is None:
@@ -160,7 +170,7 @@ class Observer:
         if number >= len(self._probe_batches):
             self._scorer.add(self._batches[number], outputs)
         elif self._material.predictive is not None:
-            self._arrays.add_answers(0, self._batches[number], outputs.answers)
+            self._recorder.add_answers(self._batches[number], outputs.answers)
 
     def _read(self, layer: int) -> LayerReading:
         return self._material.reading(layer, self.depth, *self._profile.close(layer))
