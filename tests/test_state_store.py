@@ -516,8 +516,8 @@ def task(folder, owner):
 def test_a_second_check_takes_no_forward_pass_and_a_new_expert_one_load(copied, tmp_path, seen):
     loaded, forwards = seen
     models = [copied("base"), copied("one", 0.02), copied("two", 0.05)]
-    # So far from its limit that no rehearsal, which is of the merge, is due.
-    easy = {"budget": {"distortion": 1e6, "mds": None}}
+    # Without a distortion near its limit no rehearsal, which is of the merge, is due.
+    easy = {"budget": {"distortion": None, "mds": 1e6}}
     path = recipe(tmp_path, *models[:2], **easy)
     first = gate.check(path, QUIET)
     assert sorted(loaded) == ["base", "one"]
