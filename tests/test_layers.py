@@ -31,7 +31,8 @@ ROOMS = {
         states storage shelf pooling batching weights lora_update adapters loader model_identity
         forward model_states state_file state_store arrays counted_positions layer_statistics
         profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
-        layered_agreement tensor_files ahead stage_tensors sweep hidden_states layered_trial
+        layered_agreement tensor_files ahead stage_tensors sweep layered_files layered_trial
+        streaming hidden_states
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +16,7 @@ from mergekit_collapse.states.lora_update import LoraAdapter
 from mergekit_collapse.states.stage_tensors import StagedFiles, adapted, common_starts
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Takes what one model gives for its batches, which come in any order."""
 
