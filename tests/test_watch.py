@@ -485,6 +485,31 @@ def test_an_overflow_in_the_first_layer_has_no_layers_and_says_why(deep, tmp_pat
     assert document["monitor"]["layers_reason"]
 
 
+def test_broken_embeddings_end_the_merge_before_any_layer_was_read(deep, tmp_path):
+    members = listed(deep["one"], deep["two"])
+    members[0]["parameters"]["weight"] = [{"filter": "embed_tokens", "value": 1e39}, {"value": 0.5}]
+    keys = {"models": members, "parameters": {"normalize": False}}
+    for block in (OPEN, {**OPEN, "monitor": {"stop_at": 0.8}}):
+        with pytest.raises(MergeRejectedError) as caught:
+            gate.run(write(tmp_path, compat=block, **keys), tmp_path / "out", QUIET)
+        assert caught.value.exit_code == 4
+        assert caught.value.report.monitor.stopped_at == 0
+        assert caught.value.report.verdict.reasons[-1].rule == "finite"
+        assert left_in(tmp_path) == ["out.compat", "recipe.yml"]
+
+
+def test_every_layer_is_told_in_the_log_and_in_the_bar(models, tmp_path, caplog, capsys):
+    recipe = write(tmp_path, listed(models["one"], models["two"]))
+    with caplog.at_level("INFO", logger="mergekit_collapse.watch.watch"):
+        report = gate.run(recipe, tmp_path / "out", MergeOptions())
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in told] == [f"layer {k} of 2" for k in (0, 1, 2)]
+    last = report.monitor.layers[-1]
+    shown = f"distortion {last.worst:.3g}, variance {last.variance_ratio:.3g}"
+    assert told[-1].startswith(f"layer 2 of 2: {shown}, rank {last.rank_ratio:.3g}")
+    assert re.search(rf"watching: 100%.*2/2 .*{re.escape(shown)}", capsys.readouterr().err)
+
+
 def test_an_overflow_is_seen_in_a_rehearsal(deep, tmp_path):
     block = {**OPEN, "rehearse": "always", "on_violation": "abort"}
     recipe = write(tmp_path, compat=block, **one_layer(deep, 5, 1e38))

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from mergekit_collapse.errors import CompatError, EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation, Source
+from mergekit_collapse.evaluation.judgement import layer_over, require_layers
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.material import Material
 from mergekit_collapse.states.skeleton import NotLayeredError
-from mergekit_collapse.verdict import Reason, Verdict, passed
+from mergekit_collapse.verdict import Reason, Verdict
 from mergekit_collapse.watch.layer_tasks import WatchLayer, watch_layers
 from mergekit_collapse.watch.observer import NotFiniteError, Observer
 
@@ -131,11 +132,6 @@ class Watch:
         layers = tuple(one for one in self._readings if one.layer > 0)
         if self._observer is None:
             raise EvaluationError(f"the merge was not watched: {self.blind or 'it did not run'}")
-        if self._stop_at is not None and all(one.worst is None for one in self._readings):
-            raise EvaluationError(
-                "monitor.stop_at is set, but no layer of the merged model can be held against an "
-                "expert's; remove it"
-            )
         if self._stopped is not None:
             layer, reason = self._stopped
             verdict = Verdict("warn", 0, (reason,))
@@ -151,6 +147,8 @@ class Watch:
                 verdict=verdict,
                 seconds=self._seconds,
             )
+        if self._stop_at is not None:
+            require_layers(self._readings)
         return Evaluation(
             self._source,
             None,
@@ -162,14 +160,11 @@ class Watch:
         )
 
     def _judge(self, reading: LayerReading) -> None:
-        worst, limit = reading.worst, self._stop_at
-        # Written so that a NaN stops.
-        if limit is None or worst is None or worst <= limit:
+        if self._stop_at is None:
             return
         names = self._material.recipe.names
-        far = names[reading.distortion.index(worst)] if worst in reading.distortion else "an expert"
-        what = f"measured after layer {reading.layer}"
-        self._stop(reading.layer, passed("stop_at", what, far, worst, limit, _FAR))
+        if (reason := layer_over(reading, self._stop_at, names, _FAR)) is not None:
+            self._stop(reading.layer, reason)
 
     def _stop(self, layer: int, reason: Reason) -> None:
         self._stopped = layer, reason
