@@ -228,6 +228,17 @@ def full(names: tuple[str, ...] = NAMES) -> Any:
     return document
 
 
+def watched() -> Any:
+    """A merge that was watched, and read back: the same to the digits that are shown."""
+    document = full()
+    document["rehearsal"], document["rehearsal_reason"] = None, "no rehearsal was due"
+    document["monitor"] = evaluation(document, "monitor")
+    document["monitor"] |= {"tasks": [], "checks": [], "lm_eval": None}
+    document["monitor"]["hidden"]["distortion"][0] += 1e-9
+    document["monitor"]["layers"][1]["variance_ratio"] += 1e-9
+    return document
+
+
 def nothing_merged() -> Any:
     """Every slice has one source."""
     document = report()
