@@ -5,6 +5,7 @@ Cohere 2, DistilBERT, Gemma 3, GLM 4, Granite, GPT-BigCode, LFM2, Mixtral, OLMo 
 Qwen 3 MoE, RoBERTa, StableLM and StarCoder 2. Encoder-decoders and Mamba are merged unwatched.
 """
 
+import errno
 import inspect
 import json
 import re
@@ -366,7 +367,12 @@ def test_the_schedule_is_mergekits_with_the_layers_in_order(deep, tmp_path, in_l
     targets = planned(recipe, tmp_path / "out")
     saves = [task for task in targets if isinstance(task, SaveTensor)]
     stages = watch_layers(
-        saves, stage_by_name, DEPTH + 2, lambda *_: None, in_layer_order=in_layer_order
+        saves,
+        stage_by_name,
+        DEPTH + 2,
+        lambda *_: None,
+        pytest.fail,
+        in_layer_order=in_layer_order,
     )
     plain = [handle.task() for handle in Executor(targets).schedule.tasks]
     executor = WatchedExecutor([*targets, *stages], in_layer_order=in_layer_order)
@@ -414,7 +420,9 @@ def test_a_watch_holds_the_tensors_of_one_layer(deep, tmp_path, monkeypatch, in_
         assert in_order is in_layer_order
         for kind in {type(save.tensor_task) for save in saves}:
             monkeypatch.setattr(kind, "execute", recorded(kind.execute, saves))
-        return watch_layers(saves, stage_by_name, DEPTH + 2, step, in_layer_order=in_order)
+        return watch_layers(
+            saves, stage_by_name, DEPTH + 2, step, pytest.fail, in_layer_order=in_order
+        )
 
     def recorded(run, saves):
         stages = {save.tensor_task: stage_by_name(save.tensor_name) for save in saves}
@@ -766,6 +774,32 @@ def test_no_rehearsal_overrules_the_merging_difficulty(models, tmp_path, interva
         gate.run(recipe, tmp_path / "out", QUIET)
     assert "mds" in {reason.rule for reason in caught.value.report.verdict.reasons}
     assert not (tmp_path / "out").exists()
+
+
+def test_no_room_for_what_waits_ends_the_watch_and_not_the_merge(deep, tmp_path, monkeypatch):
+    """A drawn merge keeps MergeKit's order, in which layer 10 comes before layer 2."""
+    members = [*listed(deep["one"], deep["two"], density=0.5)]
+    keys = {"merge_method": "dare_ties", "base_model": str(deep["base"])}
+    options = QUIET.model_copy(update={"random_seed": 3})
+    recipe = write(tmp_path, members, **keys)
+    plain = stock(recipe, tmp_path / "plain", options)
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    report = gate.run(recipe, tmp_path / "out", options)
+    assert report.monitor is None
+    assert "No space left on device" in report.monitor_reason
+    assert report.evaluation.hidden is not None
+    require_same(tensors_in(tmp_path / "out"), plain)
+    # Where the watch decides, nothing passes unwatched.
+    for keep in ({"monitor": {"stop_at": 0.8}}, {"rehearse": "always"}):
+        block = {**OPEN, "on_violation": "abort", **keep}
+        recipe = write(tmp_path, members, block, **keys)
+        with pytest.raises(EvaluationError, match="No space left on device"):
+            gate.run(recipe, tmp_path / "none", options)
+        assert not (tmp_path / "none").exists()
 
 
 def test_a_plan_is_the_threads_own(models, tmp_path):

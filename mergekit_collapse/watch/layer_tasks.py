@@ -8,9 +8,11 @@ from mergekit.common import dtype_from_name
 from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, build_schedule
 from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
 
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.states.shelf import Shelf, Shelved
 
 Step = Callable[[int, Mapping[str, torch.Tensor]], None]
+GiveUp = Callable[[EvaluationError], None]
 
 
 class _Own(Task[Any]):  # type: ignore[misc]  # MergeKit ships no types
@@ -28,7 +30,7 @@ class SetAside(_Own):
 
     stage: int
     save: SaveTensor
-    keep: Callable[[int, torch.Tensor], torch.Tensor | Shelved]
+    keep: Callable[[int, torch.Tensor], torch.Tensor | Shelved | None]
 
     def arguments(self) -> dict[str, Task]:
         """The merged tensor."""
@@ -76,15 +78,25 @@ class WatchLayer(_Own):
 class _Queue:
     """Runs the stages in order; the tensors of those that are not next wait on a shelf."""
 
-    def __init__(self, step: Step) -> None:
-        self._step, self._next, self._shelf = step, 0, Shelf()
+    def __init__(self, step: Step, give_up: GiveUp) -> None:
+        self._step, self._give_up = step, give_up
+        self._next, self._shelf = 0, Shelf()
+        self._over = False
 
     def run(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._step(stage, tensors)
+        if not self._over:
+            self._step(stage, tensors)
         self._next = stage + 1
 
-    def keep(self, stage: int, tensor: torch.Tensor) -> torch.Tensor | Shelved:
-        return tensor if stage == self._next else self._shelf.put(tensor)
+    def keep(self, stage: int, tensor: torch.Tensor) -> torch.Tensor | Shelved | None:
+        if self._over or stage == self._next:
+            return None if self._over else tensor
+        try:
+            return self._shelf.put(tensor)
+        except EvaluationError as error:
+            self._give_up(error)
+            self._over = True
+            return None
 
 
 def watch_layers(
@@ -92,6 +104,7 @@ def watch_layers(
     stage_of: Callable[[str], int | None],
     stages: int,
     step: Step,
+    give_up: GiveUp,
     *,
     in_layer_order: bool = True,
 ) -> list[WatchLayer]:
@@ -102,11 +115,13 @@ def watch_layers(
         stage_of: the stage that needs a tensor, None for a tensor that none needs.
         stages: how many there are.
         step: called with each stage and its tensors, in order.
+        give_up: called where there is no room for those that wait; unless it raises, no further
+            stage is run, and the merge goes on.
         in_layer_order: whether MergeKit makes the tensors in that order. Else those that are made
             before it is their turn wait on disk, so that no more than a layer is in memory.
     """
     tasks: list[WatchLayer] = []
-    queue = _Queue(step)
+    queue = _Queue(step, give_up)
     for stage in range(stages):
         own = tuple(save for save in saves if stage_of(save.tensor_name) == stage)
         aside: tuple[SetAside, ...] = ()

@@ -89,7 +89,12 @@ class Watch:
         depth, show = self._observer.depth, self._material.options.progress
         self._bar = tqdm(total=depth, desc="watching", unit="layer", disable=not show)
         return watch_layers(
-            saves, self._observer.stage_of, depth + 2, self.step, in_layer_order=in_layer_order
+            saves,
+            self._observer.stage_of,
+            depth + 2,
+            self.step,
+            self._give_up,
+            in_layer_order=in_layer_order,
         )
 
     def step(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -109,11 +114,7 @@ class Watch:
             reason = Reason("finite", str(error), where, None, "not finite", None, _BROKEN)
             self._stop(error.layer, reason)
         except EvaluationError as error:
-            if self._decides:
-                raise
-            # The merge is judged when it is done; what only tells must not end it.
-            LOG.warning("the merge is watched no longer: %s", printable(str(error)))
-            self.blind, self._observer = str(error), None
+            self._give_up(error)
         else:
             if reading is not None:
                 self._readings.append(reading)
@@ -158,6 +159,17 @@ class Watch:
             notes=self._material.unscored,
             seconds=self._seconds,
         )
+
+    def _give_up(self, error: EvaluationError) -> None:
+        """The merge is judged when it is done; what only tells must not end it.
+
+        Raises:
+            EvaluationError: the same, where the watch decides.
+        """
+        if self._decides:
+            raise error
+        LOG.warning("the merge is watched no longer: %s", printable(str(error)))
+        self.blind, self._observer = str(error), None
 
     def _judge(self, reading: LayerReading) -> None:
         if self._stop_at is None:
