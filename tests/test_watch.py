@@ -35,7 +35,8 @@ from mergekit_collapse.assessment import assess
 from mergekit_collapse.cli import main
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.recipe.recipe import read_recipe
-from mergekit_collapse.watch.layer_tasks import SetAside, WatchedExecutor, watch_layers
+from mergekit_collapse.watch.layer_order import WatchedExecutor
+from mergekit_collapse.watch.layer_tasks import SetAside, watch_layers
 from mergekit_collapse.watch.rehearsal import rehearse
 from mergekit_collapse.watch.substitution import planned_with
 from mergekit_collapse.watch.watch import Watch
