@@ -657,19 +657,27 @@ def temporary(tmp_path, monkeypatch):
 
 
 REHEARSED = {
-    "linear": {"seed": None},
+    "linear": {},
     "dare_ties": {"seed": 5, "base_model": "base", "density": 0.5},
+    "gradient": {"weight": [0.2, 0.9]},
+    "tokenizer": {"tokenizer": {"source": "union", "pad_to_multiple_of": 100}},
+    "slices": {"slices": [{"one": (0, 2), "two": (0, 2)}, {"one": (1, 2), "two": (0, 1)}]},
 }
 
 
-@pytest.mark.parametrize("method", REHEARSED)
-def test_a_rehearsal_is_the_real_merge_and_leaves_no_trace(models, tmp_path, temporary, method):
-    settings = dict(REHEARSED[method])
-    options = QUIET.model_copy(update={"random_seed": settings.pop("seed")})
-    keys = {"merge_method": method}
+@pytest.mark.parametrize("way", REHEARSED)
+def test_a_rehearsal_is_the_real_merge_and_leaves_no_trace(models, tmp_path, temporary, way):
+    settings = dict(REHEARSED[way])
+    options = QUIET.model_copy(update={"random_seed": settings.pop("seed", None)})
+    keys = {"merge_method": way if way == "dare_ties" else "linear"}
     if base := settings.pop("base_model", None):
         keys["base_model"] = str(models[base])
-    members = listed(models["one"], models["two"], **settings)
+    keys["tokenizer"] = settings.pop("tokenizer", None)
+    ranges = settings.pop("slices", ())
+    members = None if ranges else listed(models["one"], models["two"], **settings)
+    if ranges:
+        keys["slices"] = parts(models, *ranges)
+        keys["parameters"] = {"weight": 1.0}
     recipe = write(tmp_path, members, **keys)
     checked = gate.check(recipe, options, rehearse=True)
     assert left_in(temporary) == []
