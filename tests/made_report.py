@@ -120,7 +120,8 @@ def evaluation(document: Any, source: str = "merged", *, layers: int = 4) -> dic
             **{"layers": [4], "distortion": measured, "worst": max(measured)},
             "own_task": {
                 "mine": {"owner": 0, "distortion": 0.25},
-                "none": {"owner": None, "distortion": None, "distortion_reason": "too few probes"},
+                "none": {"owner": 1, "distortion": None, "distortion_reason": "too few probes"},
+                "all": {"owner": None, "distortion": None, "distortion_reason": "no one owns it"},
             },
             "own_task_worst": None,
             "own_task_worst_reason": "an expert has no task",

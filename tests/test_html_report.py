@@ -302,6 +302,12 @@ def test_what_the_watch_saw_is_not_shown_twice():
         assert "On each expert's own task, as measured" in shown.text
 
 
+def test_only_tasks_of_an_expert_are_among_its_own():
+    text = part_of(to_html(made_report.full()), "evaluation").text
+    assert "mine 1 sentiment hidden 0.250 none 2 topic hidden too few probes Layer" in text
+    assert "no one owns it" not in text
+
+
 def test_what_was_never_asked_of_a_model_has_no_heading():
     document = made_report.watched()
     text = to_html(document)

@@ -25,7 +25,8 @@ class EvaluationView:
         key: where the document has it.
         title: what the page calls it.
         charts: by caption; empty without charts or layers.
-        own: task, owner, distortion, why that is None, for each space.
+        own: space, task, its owner, distortion, and why that is None; without tasks that are
+            no expert's.
         loss_scale: the longest bar of the merging losses, in percent.
         scores, harness: whether there is something to say of merging loss, and of lm-eval: what
             was found, or why it was not where it could have been.
@@ -37,7 +38,7 @@ class EvaluationView:
     title: str
     document: StoredEvaluation
     charts: dict[str, Markup]
-    own: tuple[tuple[str, str, int | None, float | None, str], ...]
+    own: tuple[tuple[str, str, int, float | None, str], ...]
     loss_scale: float
     scores: bool
     harness: bool
@@ -58,6 +59,7 @@ def evaluation_view(
         )
         if measured is not None
         for task, one in measured.own_task.items()
+        if one.owner is not None
     )
     drawn = _layer_charts(report, key, evaluation) if charts and evaluation.layers else {}
     # A monitor scores nothing, and lm-eval wants a folder.
