@@ -11,9 +11,10 @@ from mergekit_collapse.shapes import Int64
 
 Side = Literal["right", "left"]
 
-# Per batch: enough to keep the matrix units busy, little enough for the memory of small
-# machines. Answers are capped apart, since each costs a row as wide as the vocabulary.
-CPU_TOKENS = 4096
+# Per batch: enough to keep the matrix units busy. On a processor no more than that: the C library
+# hands blocks over 32 MB back after every use, and fetching them anew takes longer than the
+# products gain. Answers are capped apart, since each costs a row as wide as the vocabulary.
+CPU_TOKENS = 1024
 GPU_TOKENS = 8192
 MAX_ANSWERS = 256
 

@@ -37,7 +37,7 @@ class LayeredModel:
         options: device and precision of the forward passes.
         where: which model, the beginning of every message.
         batches: all that are to be run, at least one; the states of one layer are held for each.
-        answers: whether ``head`` is to give log-probabilities.
+        answers: whether ``head`` is to give log-probabilities; None for where the model can.
 
     Attributes:
         depth: L, the number of layers.
@@ -53,21 +53,32 @@ class LayeredModel:
         options: LoadOptions,
         where: str,
         batches: Sequence[Batch],
-        answers: bool,
+        answers: bool | None,
     ) -> None:
-        self._where, self._batches, self._answers = where, tuple(batches), answers
-        self._skeleton = skeleton = Skeleton(config, options, where, self._batches[0], answers)
+        self._where = where
+        self._skeleton = skeleton = Skeleton(config, options, where, batches[0], answers)
+        self._answers = skeleton.answers
         self._device = torch.device(options.device)
         self._precisions = kept_precisions(skeleton.model, options.dtype)
         self._stages = TensorStages(skeleton.model, skeleton.stack, skeleton.depth, skeleton.early)
         # How many further items a layer returns, -1 for a bare tensor.
         self._extra = 0 if skeleton.in_tuple else -1
         self.depth = skeleton.depth
+        self._begin(batches)
+
+    def _begin(self, batches: Sequence[Batch]) -> None:
+        self._batches = tuple(batches)
         self._next: int | None = 0
         self._shared: dict[str, torch.Tensor | Shelved] = {}
         self._numbers: tuple[int, ...] = tuple(range(len(self._batches)))
         self._states: dict[int, torch.Tensor] = {}
         self._calls: dict[int, list[LayerCall]] = {}
+
+    def afresh(self, batches: Sequence[Batch]) -> "LayeredModel":
+        """The same model for other batches, of which nothing was run yet."""
+        other = copy.copy(self)
+        other._begin(batches)
+        return other
 
     @property
     def model(self) -> Any:

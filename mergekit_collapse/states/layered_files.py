@@ -30,15 +30,20 @@ class LayeredFiles:
         where: which model, the beginning of every message.
         config: of transformers.
         options: device and precision of the forward passes.
-        model: transformers' own, without weights.
+        opened: the model without weights, its head run where it has one.
         staged: its files.
     """
 
     where: str
     config: Any
     options: LoadOptions
-    model: Any
+    opened: LayeredModel
     staged: StagedFiles
+
+    @property
+    def model(self) -> Any:
+        """transformers' own."""
+        return self.opened.model
 
     @property
     def head(self) -> bool:
@@ -53,6 +58,8 @@ class LayeredFiles:
 
     def layered(self, batches: Sequence[Batch], *, answers: bool) -> LayeredModel:
         """The model for some batches."""
+        if answers == self.head:
+            return self.opened.afresh(batches)
         return LayeredModel(self.config, self.options, self.where, batches, answers)
 
 
@@ -73,7 +80,7 @@ def open_layered_files(
     if getattr(config, "quantization_config", None) is not None:
         raise NotLayeredError("it is quantized")
     files = TensorFiles(model_folder(reference.model, options.cache_dir, options.trust_remote_code))
-    layered = LayeredModel(config, options, where, [batch], answers=False)
+    layered = LayeredModel(config, options, where, [batch], answers=None)
     if missing := layered.missing(files.names):
         raise NotLayeredError(f"its files lack {shortened(missing)}")
     ignored = getattr(layered.model, "_keys_to_ignore_on_load_unexpected", None) or ()
@@ -83,4 +90,4 @@ def open_layered_files(
         # The loader knows other names for tensors, and says what it has no place for.
         raise NotLayeredError(f"its files hold {shortened(odd)}")
     staged = sort_by_stage(where, files, layered.stage_of, layered.depth + 2)
-    return LayeredFiles(where, config, options, layered.model, staged)
+    return LayeredFiles(where, config, options, layered, staged)

@@ -29,9 +29,10 @@ class Skeleton:
         options: device and precision of the forward passes.
         where: which model, the beginning of every message.
         batch: any, to see by how the model runs.
-        answers: whether its head is run.
+        answers: whether its head is run; None for where it has one.
 
     Attributes:
+        answers: whether its head is run.
         model: the whole, in evaluation mode; its buffers are real and on the device.
         depth: L, the number of layers.
         stack: name of the list of layers.
@@ -45,16 +46,18 @@ class Skeleton:
     """
 
     def __init__(
-        self, config: Any, options: LoadOptions, where: str, batch: Batch, answers: bool
+        self, config: Any, options: LoadOptions, where: str, batch: Batch, answers: bool | None
     ) -> None:
         if config.is_encoder_decoder:
             raise NotLayeredError("it is an encoder-decoder, which is more than a stack of layers")
         self.depth = depth(config)
         self.model = _build(config, options, where)
-        if answers and not has_language_head(self.model):
+        head = has_language_head(self.model)
+        if answers and not head:
             raise NotLayeredError("it has no head that predicts a next token")
+        self.answers = head if answers is None else answers
         self.stack, self.layers = _find_stack(self.model, self.depth)
-        self._runner = self.model if answers else self.model.base_model
+        self._runner = self.model if self.answers else self.model.base_model
         names = {id(module): name for name, module in self.model.named_modules()}
         self._prefix = f"{name}." if (name := names[id(self._runner)]) else ""
         self._device = torch.device(options.device)
