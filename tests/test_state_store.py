@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 import yaml
@@ -35,7 +36,7 @@ from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.model_states import ModelRequest, ModelStates
-from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_bytes
+from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_parts
 from mergekit_collapse.states.states import LayerStatistics, ModelLayers
 
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
@@ -127,6 +128,10 @@ def record(seed=0, *, answers=True, layers=True):
     )
 
 
+def to_bytes(found, key, told):
+    return bytearray(b"".join(to_parts(found, key, told)))
+
+
 def put(key, found, into=None):
     (into or store()).put(key, found, lambda: key, model="./expert", what="3 probes")
 
@@ -154,14 +159,19 @@ def test_a_bit_flipped_anywhere_is_noticed():
     data = to_bytes(record(), KEY, {"model": "m"})
     for place in range(len(data)):
         for bit in (1, 128):
-            broken = data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+            broken = bytearray(data)
+            broken[place] ^= bit
             with pytest.raises(UnusableRecordError):
                 from_bytes(broken, KEY, PROBES, REQUEST)
 
 
 def test_a_file_cut_anywhere_or_longer_is_noticed():
     data = to_bytes(record(), KEY, {"model": "m"})
-    for broken in [*(data[:end] for end in range(0, len(data), 7)), data + b"\0", b"\xff" * 99]:
+    for broken in [
+        *(data[:end] for end in range(0, len(data), 7)),
+        data + b"\0",
+        bytearray(b"\xff" * 99),
+    ]:
         with pytest.raises(UnusableRecordError):
             from_bytes(broken, KEY, PROBES, REQUEST)
 
@@ -197,6 +207,15 @@ def test_a_whole_file_with_something_else_in_it_is_not_taken(found, why):
 def test_a_record_of_another_key_is_not_taken():
     with pytest.raises(UnusableRecordError, match="written for something else"):
         from_bytes(to_bytes(record(), KEY, {}), "cd" + KEY[2:], PROBES, REQUEST)
+
+
+def test_the_file_is_what_safetensors_reads():
+    found = record()
+    read = safetensors.numpy.load(bytes(to_bytes(found, KEY, {})))
+    assert np.array_equal(read["hidden.0"], found.hidden[0])
+    assert np.array_equal(read["answers"], found.answers)
+    assert read["layers.statistics"].shape == (3, 2)
+    assert len(read) == 7
 
 
 # The store.
@@ -432,8 +451,6 @@ FILES_CHANGED = {
     "header": lambda m: edit_weights(m / "model.safetensors", another_name),
     "data": lambda m: edit_weights(m / "model.safetensors", more_of_everything),
     "time": lambda m: os.utime(m / "model.safetensors", ns=(1, 1)),
-    "code": lambda m: (m / "modeling_own.py").write_text("x = 1"),
-    "code below": lambda m: ((m / "deep").mkdir(), (m / "deep" / "own.py").write_text("x = 1")),
     "other weights": lambda m: save_file({"x": torch.zeros(1)}, m / "more.safetensors"),
 }
 
@@ -481,6 +498,18 @@ def test_a_full_hash_sees_every_byte_and_no_time(copied):
     data[-5000] ^= 1
     weights.write_bytes(data)
     assert key_of(model, hash="full") != before
+
+
+@pytest.mark.parametrize("folder", ["", "deep"])
+def test_the_key_follows_code_that_is_trusted(copied, folder):
+    model = copied("model")
+    trusting = dataclasses.replace(OPTIONS, trust_remote_code=True)
+    before = key_of(model), key_of(model, options=trusting)
+    (model / folder).mkdir(exist_ok=True)
+    (model / folder / "own.py").write_text("x = 1")
+    # Nobody runs it where it is not.
+    assert key_of(model) == before[0]
+    assert key_of(model, options=trusting) != before[1]
 
 
 def test_code_from_another_repository_is_never_kept(copied):
