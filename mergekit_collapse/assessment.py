@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any
 
 from mergekit.options import MergeOptions
 
@@ -120,12 +119,6 @@ def assess(
         trial = LayeredTrial(recipe.models, probes, load, caches.layered, full=full)
         own = ExpertScores(scoring, recipe.experts, load, caches.own_scores)
 
-        def also(index: int, model: Any) -> None:
-            if profile:
-                trial.visit(index, model)
-            if scores:
-                own.visit(index, model)
-
         states = collect(
             recipe.models,
             recipe.model_names,
@@ -133,7 +126,8 @@ def assess(
             probes,
             StateRequest("predictive" in block.space, block.layers, block.pooling, profile),
             load,
-            also=also,
+            beside=own if scores else None,
+            trial=trial,
             store=caches.states,
         )
     if block.budget.space == "predictive" and states.predictive is None:

@@ -28,16 +28,17 @@ ROOMS = {
     """,
     "probes": "files probes tokens",
     "states": """
-        states storage shelf pooling batching weights adapters loader model_identity forward
-        model_states state_file state_store arrays counted_positions layer_statistics profiles
-        whole_model hidden_states dry_forward skeleton tensor_stages layered layered_agreement
-        layered_trial
+        states storage shelf pooling batching weights lora_update adapters loader model_identity
+        forward model_states state_file state_store arrays counted_positions layer_statistics
+        profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
+        layered_agreement tensor_files ahead stage_tensors sweep layered_files layered_trial
+        streaming hidden_states
     """,
     "geometry": """
         rows scales distances chance_distances enclosing_ball minimax predicted bounds
         merging_difficulty grouping resampling own_task geometry measured layer_reading
     """,
-    "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
+    "parameters": "conflict conflict_document task_vectors parameter_conflict",
     "verdict judging": "",
     "remedy": """
         weight_range protecting reweighting group_reading own_task_reading criterion dropping

@@ -15,6 +15,7 @@ from mergekit_collapse.pool import pool_states
 from mergekit_collapse.pool.chosen_text import recipe_text
 from mergekit_collapse.pool.selection import select
 from mergekit_collapse.pool.selection_report import selection_json, selection_text
+from mergekit_collapse.states.arrays import StateArrays
 
 pytestmark = pytest.mark.slow
 
@@ -169,15 +170,13 @@ def test_adapters_of_one_base_are_run_once_each(write, models, tmp_path, monkeyp
         for i, size in enumerate(sizes)
     ]
     collected = []
-    collect = pool_states.collect
+    put = StateArrays.put
 
-    def counted(references, names, *rest, **options):
-        def also(index, model):
-            collected.append(names[index])
+    def counted(arrays, index, found):
+        collected.append(arrays._names[index])
+        put(arrays, index, found)
 
-        return collect(references, names, *rest, also=also, **options)
-
-    monkeypatch.setattr(pool_states, "collect", counted)
+    monkeypatch.setattr(StateArrays, "put", counted)
     found = select(write(*pool, base_model=str(base), choose={"count": 2}), QUIET)
     assert sorted(collected) == ["base", "lora0", "lora1", "lora2", "lora3"]
     assert "lora1" not in chosen(found)

@@ -1,17 +1,18 @@
 """Every expert's score on its own task, which merging loss divides by."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergekit.common import ModelReference
 
 from mergekit_collapse.evaluation.own_scores import OwnScores, score_key
-from mergekit_collapse.evaluation.scoring import score_model
+from mergekit_collapse.evaluation.scoring import Scorer, score_model
 from mergekit_collapse.evaluation.scoring_set import ScoredTask, ScoringSet
 from mergekit_collapse.states.forward import has_language_head
 from mergekit_collapse.states.hidden_states import default_batch_tokens
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.streaming import Extra
 
 LOG = logging.getLogger(__name__)
 
@@ -50,17 +51,36 @@ class ExpertScores:
         """Tasks whose owner was not scored yet."""
         return tuple(task for task in self._scoring.tasks if task.task not in self.scores)
 
+    def due(self, index: int) -> Scorer | None:
+        """What the expert of that number is still to be run for, None if nothing."""
+        tasks = [task.task for task in self._due(index)]
+        if not tasks:
+            return None
+        return Scorer(self._scoring, tasks, model=f"model {self._experts[index]}")
+
+    def settle(self, index: int, extra: Extra) -> None:
+        """Take the scores of an expert that was run for all that was due."""
+        assert isinstance(extra, Scorer)
+        self._take(index, extra.scores())
+
     def visit(self, index: int, model: Any) -> None:
-        """Score the expert of that number, if it is lacking."""
-        due = [task for task in self.lacking if task.owner == index]
+        """Score the expert of that number, which is whole in memory, if it is lacking."""
+        due = self._due(index)
         if not due:
             return
         if not has_language_head(model):
             LOG.warning("%s has no language head: no merging loss", self._experts[index])
             return
         tokens = default_batch_tokens(self._options.device)
-        found = score_model(model, self._scoring, [t.task for t in due], max_tokens=tokens)
-        for task in due:
+        self._take(
+            index, score_model(model, self._scoring, [t.task for t in due], max_tokens=tokens)
+        )
+
+    def _due(self, index: int) -> list[ScoredTask]:
+        return [task for task in self.lacking if task.owner == index]
+
+    def _take(self, index: int, found: Mapping[int, float]) -> None:
+        for task in self._due(index):
             self.scores[task.task] = found[task.task]
             name = str(self._experts[index])
             self._kept.put(self._keys[task.task], found[task.task], model=name, task=task.name)

@@ -11,8 +11,8 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.findings import shortened
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.parameters.conflict import ConflictSums
-from mergekit_collapse.parameters.lora_update import LoraAdapter, LoraUpdate, name_in
 from mergekit_collapse.preflight.weight_files import model_folder
+from mergekit_collapse.states.lora_update import LoraAdapter, LoraUpdate, name_in
 from mergekit_collapse.states.weights import require_finite
 
 # Buffers that some versions of transformers save, and no merge touches.

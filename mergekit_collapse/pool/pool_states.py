@@ -22,6 +22,7 @@ from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.shapes import Float64
 from mergekit_collapse.states.hidden_states import StateRequest, collect
+from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.states import SpaceStates
 
 # Distances at chance are kept pair of probes by pair of probes: a few models at a time.
@@ -68,14 +69,16 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
     tokenizer = load_tokenizer(candidates.preflight.tokenizer_model, **hub_options(options))
     probes = tokenize(probe_set, tokenizer, block.probes.max_tokens, encoder_decoder=two_sided)
     predictive = block.budget.space == "predictive"
+    caches, load = open_caches(block.cache), load_options(options)
     states = collect(
         recipe.models,
         recipe.model_names,
         len(recipe.experts),
         probes,
         StateRequest(predictive, block.layers, block.pooling),
-        load_options(options),
-        store=open_caches(block.cache).states,
+        load,
+        trial=LayeredTrial(recipe.models, probes, load, caches.layered, full=block.cache.full),
+        store=caches.states,
     )
     space = states.predictive if predictive else states.hidden
     if space is None:

@@ -19,12 +19,14 @@ class Checkpoint:
             None as a whole where not even the names are known (a single ``.bin``).
         bytes_of_dtype: bytes of data by dtype; empty for ``.bin``.
         total_bytes: of all tensors, or what the index says; None where unknown.
+        shard_of: the file of every tensor; None for ``.bin``.
     """
 
     file_format: str
     shapes: Mapping[str, tuple[int, ...] | None] | None
     bytes_of_dtype: Mapping[str, int]
     total_bytes: int | None
+    shard_of: Mapping[str, str] | None = None
 
 
 def read_checkpoint(source: ModelSource) -> Checkpoint:
@@ -71,7 +73,8 @@ def _single(source: ModelSource, name: str, file_format: str) -> Checkpoint:
         return Checkpoint("bin", None, {}, None)
     header = source.header(name)
     held = header.bytes_of_dtype
-    return Checkpoint("safetensors", dict(header.shapes), held, sum(held.values()))
+    shapes, shard_of = header.shapes, dict.fromkeys(header.tensors, name)
+    return Checkpoint("safetensors", dict(shapes), held, sum(held.values()), shard_of)
 
 
 def _indexed(source: ModelSource, index_name: str, file_format: str) -> Checkpoint:
@@ -99,7 +102,7 @@ def _indexed(source: ModelSource, index_name: str, file_format: str) -> Checkpoi
     # On the hub every header costs two round trips.
     with ThreadPoolExecutor(8) as pool:
         headers = dict(zip(shards, pool.map(source.header, shards), strict=True))
-    lost = [name for name, shard in placed.items() if name not in headers[shard].shapes]
+    lost = [name for name, shard in placed.items() if name not in headers[shard].tensors]
     if lost:
         raise EvaluationError(
             f"{source.where}: {len(lost)} tensors are not in the shard where {index_name} places "
@@ -109,8 +112,8 @@ def _indexed(source: ModelSource, index_name: str, file_format: str) -> Checkpoi
     for header in headers.values():
         for dtype, count in header.bytes_of_dtype.items():
             held[dtype] = held.get(dtype, 0) + count
-    shapes = {name: headers[shard].shapes[name] for name, shard in placed.items()}
-    return Checkpoint("safetensors", shapes, held, sum(held.values()))
+    shapes = {name: headers[shard].tensors[name].shape for name, shard in placed.items()}
+    return Checkpoint("safetensors", shapes, held, sum(held.values()), placed)
 
 
 def _check_archives(source: ModelSource, shards: list[str]) -> None:

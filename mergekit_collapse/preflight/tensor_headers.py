@@ -27,16 +27,40 @@ _BITS = {
 
 
 @dataclass(frozen=True)
-class TensorHeader:
-    """The tensors of one file.
+class StoredTensor:
+    """Where a tensor lies in its file.
 
     Attributes:
-        shapes: shape by tensor name.
-        bytes_of_dtype: bytes of data by dtype, in the format's own names such as ``BF16``.
+        dtype: in the format's own names, such as ``BF16``.
+        shape: of the tensor.
+        begin: its first byte, counted from the beginning of the file.
+        end: the byte after its last.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
-    bytes_of_dtype: Mapping[str, int]
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """The tensors of one file, by name."""
+
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by tensor name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def bytes_of_dtype(self) -> Mapping[str, int]:
+        """Bytes of data by dtype."""
+        held: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.end - tensor.begin
+        return held
 
 
 def read_header(path: Path) -> TensorHeader:
@@ -95,27 +119,25 @@ def parse_header(text: bytes, file_bytes: int, where: str) -> TensorHeader:
         if not isinstance(entries, dict):
             raise ValueError("it is not a JSON object")
         entries.pop("__metadata__", None)
-        tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+        start = 8 + len(text)
+        tensors = {name: _tensor(name, entry, start) for name, entry in entries.items()}
     # Deep nesting makes the JSON parser recurse without end.
     except (ValueError, RecursionError) as problem:
         raise EvaluationError(
             f"{where}: has a broken safetensors header: {problem}; fetch or save the file again"
         ) from problem
-    expected = 8 + len(text) + max((end for _, _, _, end in tensors.values()), default=0)
+    expected = max((tensor.end for tensor in tensors.values()), default=start)
     if file_bytes != expected:
         state = "truncated" if file_bytes < expected else "longer than its header says"
         raise EvaluationError(
             f"{where}: is {state}: {file_bytes:,} bytes where its header needs {expected:,}; "
             "fetch or save the file again"
         )
-    bytes_of_dtype: dict[str, int] = {}
-    for dtype, _, begin, end in tensors.values():
-        bytes_of_dtype[dtype] = bytes_of_dtype.get(dtype, 0) + end - begin
-    return TensorHeader({name: t[1] for name, t in tensors.items()}, bytes_of_dtype)
+    return TensorHeader(tensors)
 
 
-def _tensor(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Dtype, shape and place of one tensor."""
+def _tensor(name: str, entry: Any, start: int) -> StoredTensor:
+    """One entry of a header whose data begin at ``start``."""
     if not isinstance(entry, dict):
         raise ValueError(f"tensor {name!r} is not described by an object")
     dtype: Any = entry.get("dtype")
@@ -129,7 +151,7 @@ def _tensor(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     # An unknown dtype is a newer format's: its length cannot be checked.
     if bits is not None and held * 8 != math.prod(shape) * bits:
         raise ValueError(f"tensor {name!r} of shape {shape} and dtype {dtype} has {held} bytes")
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    return StoredTensor(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
 def _counts(value: Any) -> bool:

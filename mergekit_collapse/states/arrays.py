@@ -13,8 +13,6 @@ from mergekit_collapse.states.model_states import ModelStates, answer_rows, prob
 from mergekit_collapse.states.pooling import Pooling
 from mergekit_collapse.states.states import ModelLayers, SpaceStates, States
 
-ENGINE = "whole-model"
-
 
 class StateArrays:
     """Where the records of all models come together; each is copied, so it need not be kept.
@@ -65,9 +63,7 @@ class StateArrays:
             self._profiles[index] = found.layers
         self._unlayered |= found.unlayered
 
-    def states(
-        self, expert_count: int, device: str, dtype: torch.dtype, *, engine: str = ENGINE
-    ) -> States:
+    def states(self, expert_count: int, device: str, dtype: torch.dtype, *, engine: str) -> States:
         """The finished record, after every model was put in."""
         hidden = SpaceStates(
             space="hidden",

@@ -1,5 +1,6 @@
 """Hidden states and answer distributions of every model on every probe."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,16 +11,21 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.probes.tokens import TokenizedProbes
-from mergekit_collapse.states.arrays import ENGINE, StateArrays
+from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
 from mergekit_collapse.states.forward import depth
+from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
-from mergekit_collapse.states.model_states import ModelRequest
+from mergekit_collapse.states.model_states import ModelRequest, ModelStates
 from mergekit_collapse.states.pooling import Pooling
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
+from mergekit_collapse.states.streaming import Asked, Beside, stream
 from mergekit_collapse.states.whole_model import run_whole
 
+logger = logging.getLogger(__name__)
+
+LAYERED, WHOLE, CACHE = "layer by layer", "whole-model", "none, all states were in the cache"
 EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
 
 
@@ -50,14 +56,16 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     request: StateRequest,
     options: LoadOptions,
     *,
-    also: Callable[[int, Any], None] | None = None,
+    beside: Beside | None = None,
+    trial: LayeredTrial | None = None,
     each: EachModel = each_model,
-    engine: str = ENGINE,
     store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
 ) -> States:
-    """Run every model over every probe, one model in memory at a time, or find its states.
+    """Run every model over every probe, or find its states.
+
+    What can be is run layer by layer; of other models, one is in memory at a time.
 
     Vocabularies of different sizes: a token that a model does not have has probability 0
     there, so its rows are filled up with zeros to the largest vocabulary.
@@ -66,9 +74,9 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         references: experts in the order of the recipe, then the base if any.
         names: what to call them in messages and in the result.
         expert_count: how many of them are experts.
-        also: called with the index of each model that is run, and the model while it is in memory.
-        each: what brings the models into memory.
-        engine: what it is called, in the result and where states are kept.
+        beside: what else the models that are run are run for.
+        trial: of whether layers can be run apart; None to have every model whole in memory.
+        each: what brings models into memory.
         store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
@@ -101,8 +109,10 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         for index, number in enumerate(depths)
     ]
 
+    way = WHOLE if trial is None else LAYERED
+
     def key(index: int) -> str | None:
-        return store.key(references[index], probes, wanted[index], options, engine)
+        return store.key(references[index], probes, wanted[index], options, way)
 
     keys = [key(index) for index in range(len(references))]
     missing = []
@@ -113,9 +123,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         else:
             arrays.put(index, found)
 
-    def visit(place: int, model: Any) -> None:
-        index = missing[place]
-        found = run_whole(names[index], model, probes, wanted[index], progress=options.progress)
+    def put(index: int, found: ModelStates) -> None:
         store.put(
             keys[index],
             found,
@@ -125,11 +133,28 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             f" {options.dtype} on {options.device}",
         )
         arrays.put(index, found)
-        if also is not None:
-            also(index, model)
 
-    if missing:
-        each([references[index] for index in missing], options, visit)
+    def visit(place: int, model: Any) -> None:
+        index = whole[place]
+        put(index, run_whole(names[index], model, probes, wanted[index], progress=options.progress))
+        if trial is not None and request.profile:
+            trial.visit(index, model)
+        if beside is not None:
+            beside.visit(index, model)
+
+    engine, whole = CACHE if not missing else WHOLE, missing
+    if missing and trial is not None:
+        asked = [Asked(i, names[i], references[i], wanted[i]) for i in missing]
+        reasons = stream(
+            asked, probes, options, trial, beside=beside, put=lambda one, s: put(one.index, s)
+        )
+        whole = list(reasons)
+        engine = LAYERED
+        for index, reason in reasons.items():
+            logger.info("%s is loaded whole: %s", names[index], reason)
+            engine = f"{WHOLE} ({reason})" if len(whole) == len(missing) else f"{LAYERED}, in part"
+    if whole:
+        each([references[index] for index in whole], options, visit)
     cached = tuple(name for index, name in enumerate(names) if index not in missing)
     states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
     return replace(states, cached=cached)

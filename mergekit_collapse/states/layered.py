@@ -1,6 +1,7 @@
 """A model run a layer at a time for all batches, with weights that are handed in."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -64,8 +65,35 @@ class LayeredModel:
         self.depth = skeleton.depth
         self._next: int | None = 0
         self._shared: dict[str, torch.Tensor | Shelved] = {}
-        self._states: list[torch.Tensor] = []
-        self._calls: list[list[LayerCall]] = []
+        self._numbers: tuple[int, ...] = tuple(range(len(self._batches)))
+        self._states: dict[int, torch.Tensor] = {}
+        self._calls: dict[int, list[LayerCall]] = {}
+
+    @property
+    def model(self) -> Any:
+        """transformers' own model, its parameters without values."""
+        return self._skeleton.model
+
+    @property
+    def layers(self) -> tuple[torch.nn.Module, ...]:
+        """The model's layers, the first first."""
+        return self._skeleton.layers
+
+    def branch(self, where: str, numbers: Collection[int]) -> "LayeredModel":
+        """A model that goes on from here by itself, with other weights and these batches alone.
+
+        What was computed before is shared and not copied.
+        """
+        other = copy.copy(self)
+        other._where = where
+        other.keep(numbers)
+        other._shared = dict(self._shared)
+        return other
+
+    def keep(self, numbers: Collection[int]) -> None:
+        """Go on with these batches alone."""
+        self._numbers = tuple(n for n in self._numbers if n in numbers)
+        self._states = {n: self._states[n] for n in self._numbers if n in self._states}
 
     def stage_of(self, tensor_name: str) -> int | None:
         """0 for the embeddings, k for layer k, L + 1 for norm and head, None for no place."""
@@ -79,6 +107,31 @@ class LayeredModel:
         """Rows of the token embeddings among these tensors, None if they are not there."""
         return self._stages.embedding_rows(tensors)
 
+    def prepared(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors of a checkpoint as its stages compute with them; those of no stage left out."""
+        places = {name: self._stages.place(name) for name in tensors}
+        return {
+            name: self._placed({place: tensors[name]})[place]
+            for name, place in places.items()
+            if place is not None
+        }
+
+    def named(
+        self,
+        stage: int,
+        tensors: Mapping[str, torch.Tensor],
+        shared: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> dict[str, torch.Tensor]:
+        """One stage's tensors by the whole model's names, as it computes with them.
+
+        Args:
+            shared: by the whole model's names, what tied ones may stand for.
+
+        Raises:
+            EvaluationError: a tensor is missing or of another shape.
+        """
+        return self._placed(self._stages.pick(stage, tensors, shared, self._where))
+
     def embed(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Per batch its number and transformers' ``hidden_states[0]``.
 
@@ -87,7 +140,7 @@ class LayeredModel:
         """
         given = self._take(0, tensors)
         self._shared = _held({name: given[name] for name in given if name in self._stages.shared})
-        self._states, self._calls = [], []
+        self._states, self._calls = {}, {}
         return self._embedded(self._placed(given))
 
     def layer(
@@ -134,21 +187,21 @@ class LayeredModel:
 
     def _embedded(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         self._next = None
-        for number, batch in enumerate(self._batches):
+        for number in self._numbers:
             with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
-                hidden, calls = self._skeleton.record(tensors, batch, self._skeleton.in_tuple)
-            self._states.append(hidden)
-            self._calls.append(calls)
+                hidden, self._calls[number] = self._skeleton.record(
+                    tensors, self._batches[number], self._skeleton.in_tuple
+                )
+            self._states[number] = hidden
             yield number, hidden
         self._next = 1
 
     def _run(self, k: int, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         self._next = None
-        for number, calls in enumerate(self._calls):
+        module = self._skeleton.layers[k - 1]
+        for number in self._numbers:
             with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
-                output = calls[k - 1].run(
-                    self._skeleton.layers[k - 1], tensors, self._states[number]
-                )
+                output = self._calls[number][k - 1].run(module, tensors, self._states[number])
                 self._extra = len(output) - 1 if isinstance(output, tuple) else -1
                 hidden = output[0] if isinstance(output, tuple) else output
                 if hidden.shape != self._states[number].shape:
@@ -159,8 +212,8 @@ class LayeredModel:
 
     def _finished(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, Outputs]]:
         self._next = None
-        for number, batch in enumerate(self._batches):
-            hidden = self._states[number]
+        for number in self._numbers:
+            batch, hidden = self._batches[number], self._states.pop(number)
             with (
                 told_as_evaluation_error(self._where, _MEND),
                 torch.inference_mode(),

@@ -10,6 +10,7 @@ from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import Outputs, forward, has_language_head
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.whole_by_stage import Load, whole_outputs
 
 
 def agrees_with_whole(
@@ -29,30 +30,46 @@ def agrees_with_whole(
         None where they agree, else the reason, to follow "because".
     """
     try:
-        return _difference(whole_model, config, options, where, batch)
+        answers = has_language_head(whole_model)
+        layered = LayeredModel(config, options, where, [batch], answers)
+        whole = forward(whole_model, batch, range(layered.depth + 1), layered.depth, answers)
+        # A stage at a time, the tensors of other stages are not read.
+        tensors = whole_model.state_dict()
+        return _difference(layered, lambda _: tensors, whole, options)
     except (NotLayeredError, EvaluationError) as error:
         return str(error)
 
 
-def _difference(
-    whole_model: Any, config: Any, options: LoadOptions, where: str, batch: Batch
+def agrees_by_stage(
+    layered: LayeredModel, load: Load, batch: Batch, answers: bool, options: LoadOptions
 ) -> str | None:
-    answers = has_language_head(whole_model)
-    layered = LayeredModel(config, options, where, [batch], answers)
+    """The same without a whole model in memory: its own forward pass, with weights as it calls.
+
+    Args:
+        layered: made for ``batch`` alone.
+        load: a stage's tensors by the checkpoint's names.
+    """
+    try:
+        whole = whole_outputs(layered, load, batch, answers)
+        return _difference(layered, load, whole, options)
+    except EvaluationError as error:
+        return str(error)
+
+
+def _difference(
+    layered: LayeredModel, load: Load, whole: Outputs, options: LoadOptions
+) -> str | None:
     depth = layered.depth
-    whole = forward(whole_model, batch, range(depth + 1), depth, answers)
-    # A stage at a time, the tensors of other stages are not read.
-    tensors = whole_model.state_dict()
     epsilon = 0.0 if options.dtype == torch.float32 else torch.finfo(options.dtype).eps
-    for _, states in layered.embed(tensors):
+    for _, states in layered.embed(load(0)):
         if not _same(states, whole.hidden[0], epsilon):
             return "its embeddings differ from those of the whole model"
     for k in range(1, depth + 1):
-        for _, states in layered.layer(k, tensors):
+        for _, states in layered.layer(k, load(k)):
             # The last is compared after the norm, which is where the whole gives it.
             if k < depth and not _same(states, whole.hidden[k], epsilon):
                 return f"its states after layer {k} differ from those of the whole model"
-    for _, outputs in layered.head(tensors):
+    for _, outputs in layered.head(load(depth + 1)):
         return _end_difference(outputs, whole, epsilon)
     return "it gives no states"
 

@@ -7,9 +7,11 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
 from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
-from mergekit_collapse.states.batching import make_batches
+from mergekit_collapse.states.batching import Batch, make_batches
+from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import reads_decoder_inputs
-from mergekit_collapse.states.layered_agreement import agrees_with_whole
+from mergekit_collapse.states.layered_agreement import agrees_by_stage, agrees_with_whole
+from mergekit_collapse.states.layered_files import LayeredFiles, open_layered_files
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.model_identity import conditions, digest, model_identity
 
@@ -18,9 +20,9 @@ _ENCODER_DECODER = "it is an encoder-decoder, which is more than a stack of laye
 
 
 class LayeredTrial:
-    """Tries one model while it is whole in memory, on the shortest probes.
+    """Tries one model on the shortest probes, before others are run layer by layer.
 
-    An adapter's model is not tried, since its layers are not the checkpoint's; its base is.
+    Of an adapter's model its base is tried.
 
     Args:
         kept: the outcomes of earlier runs. One of any of the models is an outcome for all.
@@ -44,23 +46,52 @@ class LayeredTrial:
         self._tried = self._looked = False
         self._reason: str | None = None
 
+    def open(self, base: ModelReference) -> LayeredFiles:
+        """A model that is to be run layer by layer, tried unless one was.
+
+        Raises:
+            NotLayeredError: it has to be run whole; says why.
+            EvaluationError: there is no such model, or its weights cannot be read.
+        """
+        batch, options = self._batch(), self._options
+        files = open_layered_files(base, options, batch)
+        if not self._known():
+            self._settle(
+                base,
+                agrees_by_stage(
+                    files.layered([batch], answers=files.head),
+                    files.staged.load,
+                    batch,
+                    files.head,
+                    options,
+                ),
+            )
+        if self._reason is not None:
+            raise NotLayeredError(self._reason)
+        return files
+
     def visit(self, index: int, model: Any) -> None:
-        """Try the model of that number, unless one was tried."""
+        """Try the model of that number, which is whole in memory, unless one was tried."""
         if self._known() or self._references[index].lora is not None:
             return
-        self._tried = True
-        reference = self._references[index]
-        self._reason = self._try(reference, model)
-        told = {"reason": self._reason, "model": str(reference), "what": "layer by layer"}
-        self._kept.put(self._key(reference), told)
+        self._settle(self._references[index], self._try(self._references[index], model))
 
     def reason(self) -> str | None:
         """Why layers cannot be run by themselves; None if they can."""
         if not self._known():
-            bare = [_bare(self._references[0])]
-            self._references = bare
-            each_model(bare, self._options, self.visit)
+            bare = _bare(self._references[0])
+            try:
+                self.open(bare)
+            except NotLayeredError:
+                # That may be for its files alone, which the merge does not share.
+                self._references = [bare]
+                each_model([bare], self._options, self.visit)
         return self._reason
+
+    def _settle(self, reference: ModelReference, reason: str | None) -> None:
+        self._tried, self._reason = True, reason
+        told = {"reason": reason, "model": str(reference), "what": "layer by layer"}
+        self._kept.put(self._key(reference), told)
 
     def _known(self) -> bool:
         if self._tried or self._looked or self._kept is NOT_KEPT:
@@ -84,9 +115,12 @@ class LayeredTrial:
     def _try(self, reference: ModelReference, model: Any) -> str | None:
         if reads_decoder_inputs(model):
             return _ENCODER_DECODER
-        batches = make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)
         config = read_config(reference, self._options)
-        return agrees_with_whole(model, config, self._options, f"model {reference}", batches[0])
+        where = f"model {reference}"
+        return agrees_with_whole(model, config, self._options, where, self._batch())
+
+    def _batch(self) -> Batch:
+        return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
 
 
 def _bare(reference: ModelReference) -> ModelReference:

@@ -12,9 +12,11 @@ from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.shapes import Float32, Int64
 from mergekit_collapse.states import storage
 from mergekit_collapse.states.batching import Batch, Side, answer_count
-from mergekit_collapse.states.forward import Outputs
+from mergekit_collapse.states.forward import Outputs, has_language_head
 from mergekit_collapse.states.pooling import Pooling, pool
 from mergekit_collapse.states.states import ModelLayers
+
+NOT_ASKED = "was not asked for answers"
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,38 @@ class ModelRecorder:
                 f" {self._probes.task_of_probe[probe]}); the model overflows or is broken, try it"
                 " in transformers in float32"
             )
+
+
+def no_head(model: Any) -> str | None:
+    """Why a model gives no distribution of the next token, to follow its name; None if it does."""
+    if has_language_head(model):
+        return None
+    return f"({type(model).__name__}) has no head that predicts a next token"
+
+
+def require_known_tokens(name: str, model: Any, probes: TokenizedProbes) -> None:
+    """Raise where the model has no embedding of a token, or of a position.
+
+    Args:
+        model: of transformers; its weights are not read.
+
+    Raises:
+        EvaluationError: names the token or the length.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = max(max(p.prompt + p.target) for p in probes.probes)
+    if largest >= rows:
+        raise EvaluationError(
+            f"model {name}: the probes' tokenizer gives token {largest}, but the model has"
+            f" embeddings for {rows} tokens only; merge models that share one tokenizer"
+        )
+    longest = max(len(p.prompt) + len(p.target) for p in probes.probes)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise EvaluationError(
+            f"model {name}: a probe has {longest} tokens, but the model has {positions}"
+            " positions; lower probes.max_tokens in the compat block"
+        )
 
 
 def answer_rows(probes: TokenizedProbes) -> Int64[np.ndarray, " probe"]:

@@ -4,7 +4,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.findings import printable
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.probes.tokens import TokenizedProbes
@@ -14,13 +13,17 @@ from mergekit_collapse.states.forward import (
     Outputs,
     decoder_start,
     forward,
-    has_language_head,
     reads_decoder_inputs,
 )
-from mergekit_collapse.states.model_states import ModelRecorder, ModelRequest, ModelStates
+from mergekit_collapse.states.model_states import (
+    NOT_ASKED,
+    ModelRecorder,
+    ModelRequest,
+    ModelStates,
+    no_head,
+    require_known_tokens,
+)
 from mergekit_collapse.states.profiles import LayerProfile
-
-NOT_ASKED = "was not asked for answers"
 
 
 def run_whole(
@@ -44,8 +47,8 @@ def run_whole(
             total=len(probes.probes), desc=printable(name), unit="probe", disable=not progress
         ) as bar,
     ):
-        _require_known_tokens(name, model, probes)
-        reason = _why_no_answers(model) if request.predictive else NOT_ASKED
+        require_known_tokens(name, model, probes)
+        reason = no_head(model) if request.predictive else NOT_ASKED
         batches = make_batches(
             probes.probes,
             answers=reason is None,
@@ -80,26 +83,3 @@ def run_whole(
             recorder.add(batch, outputs)
             bar.update(len(batch.probes))
     return recorder.states(profile.layers() if profile else None, unlayered=unlayered)
-
-
-def _why_no_answers(model: Any) -> str | None:
-    if has_language_head(model):
-        return None
-    return f"({type(model).__name__}) has no head that predicts a next token"
-
-
-def _require_known_tokens(name: str, model: Any, probes: TokenizedProbes) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])
-    largest = max(max(p.prompt + p.target) for p in probes.probes)
-    if largest >= rows:
-        raise EvaluationError(
-            f"model {name}: the probes' tokenizer gives token {largest}, but the model has"
-            f" embeddings for {rows} tokens only; merge models that share one tokenizer"
-        )
-    longest = max(len(p.prompt) + len(p.target) for p in probes.probes)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and longest > positions:
-        raise EvaluationError(
-            f"model {name}: a probe has {longest} tokens, but the model has {positions}"
-            " positions; lower probes.max_tokens in the compat block"
-        )

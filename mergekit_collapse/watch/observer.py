@@ -17,10 +17,9 @@ from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.forward import Outputs
 from mergekit_collapse.states.hidden_states import default_batch_tokens, resolve_layers
 from mergekit_collapse.states.layered import LayeredModel
-from mergekit_collapse.states.model_states import ModelRecorder
+from mergekit_collapse.states.model_states import NOT_ASKED, ModelRecorder
 from mergekit_collapse.states.profiles import LayerProfile
 from mergekit_collapse.states.skeleton import NotLayeredError
-from mergekit_collapse.states.whole_model import NOT_ASKED
 
 MERGED = "merged model"
 

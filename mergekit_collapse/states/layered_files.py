@@ -1,0 +1,86 @@
+"""A model folder whose layers can be read and run one at a time."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit.common import ModelReference
+
+from mergekit_collapse.findings import shortened
+from mergekit_collapse.preflight.weight_files import model_folder
+from mergekit_collapse.states.batching import Batch
+from mergekit_collapse.states.dry_forward import NotLayeredError
+from mergekit_collapse.states.forward import has_language_head
+from mergekit_collapse.states.layered import LayeredModel
+from mergekit_collapse.states.loader import LoadOptions, read_config
+from mergekit_collapse.states.stage_tensors import StagedFiles, sort_by_stage
+from mergekit_collapse.states.tensor_files import TensorFiles
+
+# Of a configuration, what does not change the computation.
+_TOLD = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
+
+
+@dataclass(frozen=True)
+class LayeredFiles:
+    """What is known of a model before any of its weights is read.
+
+    Attributes:
+        where: which model, the beginning of every message.
+        config: of transformers.
+        options: device and precision of the forward passes.
+        model: transformers' own, without weights.
+        staged: its files.
+    """
+
+    where: str
+    config: Any
+    options: LoadOptions
+    model: Any
+    staged: StagedFiles
+
+    @property
+    def head(self) -> bool:
+        """Whether it gives a distribution of the next token."""
+        return has_language_head(self.model)
+
+    @property
+    def shape(self) -> str:
+        """The same for models that one forward pass can run; their weights may differ."""
+        told = {k: v for k, v in self.config.to_dict().items() if k not in _TOLD}
+        return json.dumps([type(self.model).__name__, told], sort_keys=True, default=str)
+
+    def layered(self, batches: Sequence[Batch], *, answers: bool) -> LayeredModel:
+        """The model for some batches."""
+        return LayeredModel(self.config, self.options, self.where, batches, answers)
+
+
+def open_layered_files(
+    reference: ModelReference, options: LoadOptions, batch: Batch
+) -> LayeredFiles:
+    """Look at a base model; an adapter's name is not read.
+
+    Args:
+        batch: any, to see by how the model runs.
+
+    Raises:
+        NotLayeredError: the model, or the way in which it is stored, has to be read whole.
+        EvaluationError: there is no such model, or a file is truncated.
+    """
+    where = f"model {reference.model}"
+    config = read_config(reference, options)
+    if getattr(config, "quantization_config", None) is not None:
+        raise NotLayeredError("it is quantized")
+    files = TensorFiles(model_folder(reference.model, options.cache_dir, options.trust_remote_code))
+    layered = LayeredModel(config, options, where, [batch], answers=False)
+    if missing := layered.missing(files.names):
+        raise NotLayeredError(f"its files lack {shortened(missing)}")
+    ignored = getattr(layered.model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    homeless = [n for n in sorted(files.names) if layered.stage_of(n) is None]
+    odd = [n for n in homeless if not any(re.search(pattern, n) for pattern in ignored)]
+    if odd:
+        # The loader knows other names for tensors, and says what it has no place for.
+        raise NotLayeredError(f"its files hold {shortened(odd)}")
+    staged = sort_by_stage(where, files, layered.stage_of, layered.depth + 2)
+    return LayeredFiles(where, config, options, layered.model, staged)

@@ -1,0 +1,264 @@
+"""All probes through many models, whose layers are read one at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from mergekit.common import ModelReference
+from tqdm import tqdm
+
+from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.findings import printable
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
+from mergekit_collapse.probes.tokens import TokenizedProbes
+from mergekit_collapse.states.batching import Batch, make_batches
+from mergekit_collapse.states.dry_forward import NotLayeredError
+from mergekit_collapse.states.forward import Outputs
+from mergekit_collapse.states.layered_files import LayeredFiles
+from mergekit_collapse.states.layered_trial import LayeredTrial
+from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.lora_update import LoraAdapter
+from mergekit_collapse.states.model_states import (
+    NOT_ASKED,
+    ModelRecorder,
+    ModelRequest,
+    ModelStates,
+    no_head,
+    require_known_tokens,
+)
+from mergekit_collapse.states.profiles import LayerProfile
+from mergekit_collapse.states.sweep import Member, Reader, Sweep
+
+# Of the states of one layer that are held for models that run together.
+_STATES_LIMIT = 2**31
+
+
+@runtime_checkable
+class Extra(Protocol):
+    """Further sequences that one model is to answer."""
+
+    def batches(self, *, decoder_start: int | None, max_tokens: int) -> list[Batch]:
+        """All of them."""
+
+    def add(self, batch: Batch, outputs: Outputs) -> None:
+        """What the model answers to one batch."""
+
+
+@runtime_checkable
+class Beside(Protocol):
+    """What else models are run for while they are at hand."""
+
+    def due(self, index: int) -> Extra | None:
+        """What the model of that number is still to answer."""
+
+    def settle(self, index: int, extra: Extra) -> None:
+        """Every batch was added."""
+
+    def visit(self, index: int, model: Any) -> None:
+        """The same for a model that is whole in memory."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One model, and what is wanted of it.
+
+    Attributes:
+        index: its number among all models.
+        name: what to call it in messages.
+    """
+
+    index: int
+    name: str
+    reference: ModelReference
+    request: ModelRequest
+
+
+_Ready = tuple[Asked, LayeredFiles, LoraAdapter | None]
+
+
+def stream(
+    models: Sequence[Asked],
+    probes: TokenizedProbes,
+    options: LoadOptions,
+    trial: LayeredTrial,
+    *,
+    beside: Beside | None,
+    put: Callable[[Asked, ModelStates], None],
+) -> Mapping[int, str]:
+    """Run what can be run layer by layer.
+
+    Models whose first layers are the same, adapters of one base above all, run together.
+
+    Args:
+        trial: whether layers may be run apart.
+        put: called with each model's states when they are complete.
+
+    Returns:
+        For each other model why it has to be whole, to follow "because".
+
+    Raises:
+        EvaluationError: a model cannot be read or run, or answers NaN or infinity.
+    """
+    whole: dict[int, str] = {}
+    ready: list[_Ready] = []
+    opened: dict[ModelReference, LayeredFiles | str] = {}
+    for asked in models:
+        base = asked.reference.model_copy(update={"lora": None})
+        if base not in opened:
+            opened[base] = _open(base, trial)
+        files = opened[base]
+        if isinstance(files, str):
+            whole[asked.index] = files
+            continue
+        try:
+            ready.append((asked, files, _adapter(asked.reference, files, options)))
+        except EvaluationError as error:
+            # PEFT knows more kinds, and says what is wrong with a broken one.
+            whole[asked.index] = str(error)
+    for group in _together(ready):
+        for part in _parts(group, probes):
+            _run(part, probes, options, beside, put)
+    return whole
+
+
+def _open(base: ModelReference, trial: LayeredTrial) -> LayeredFiles | str:
+    try:
+        return trial.open(base)
+    except NotLayeredError as error:
+        return str(error)
+
+
+def _adapter(
+    reference: ModelReference, files: LayeredFiles, options: LoadOptions
+) -> LoraAdapter | None:
+    if reference.lora is None:
+        return None
+    names = {name: name for stage in files.staged.stages for name in stage}
+    return LoraAdapter(reference.lora, names, options.cache_dir)
+
+
+def _together(ready: Sequence[_Ready]) -> list[list[_Ready]]:
+    """Those whose embeddings and first layer are the same: others have nothing to share."""
+    groups: list[list[_Ready]] = []
+    for one in ready:
+        group = next((group for group in groups if _start_alike(one[1], group[0][1])), None)
+        if group is None:
+            groups.append([one])
+        else:
+            group.append(one)
+    return groups
+
+
+def _start_alike(one: LayeredFiles, other: LayeredFiles) -> bool:
+    return one is other or (
+        one.shape == other.shape
+        and one.staged.equals(other.staged, 0)
+        and one.staged.equals(other.staged, 1)
+    )
+
+
+def _parts(group: list[_Ready], probes: TokenizedProbes) -> Iterator[list[_Ready]]:
+    """As many at once as the memory for their states allows."""
+    files = group[0][1]
+    tokens = sum(len(probe.prompt) + len(probe.target) for probe in probes.probes)
+    width = files.config.get_text_config().hidden_size * files.options.dtype.itemsize
+    most = max(1, _STATES_LIMIT // (tokens * width))
+    for start in range(0, len(group), most):
+        yield group[start : start + most]
+
+
+def _run(
+    part: list[_Ready],
+    probes: TokenizedProbes,
+    options: LoadOptions,
+    beside: Beside | None,
+    put: Callable[[Asked, ModelStates], None],
+) -> None:
+    asked, files = [one[0] for one in part], part[0][1]
+    request = asked[0].request
+    reason = no_head(files.model) if request.predictive else NOT_ASKED
+    batches = make_batches(
+        probes.probes,
+        answers=reason is None,
+        decoder_start=None,
+        max_tokens=request.max_tokens,
+        side=request.side,
+    )
+    every, members, readers = list(batches), [], []
+    extras: dict[int, Extra] = {}
+    for one, its_files, adapter in part:
+        require_known_tokens(one.name, files.model, probes)
+        reader = _ModelReader(one, probes, batches, reason)
+        readers.append(reader)
+        pairs: list[tuple[Batch, Reader]] = [(batch, reader) for batch in batches]
+        extra = beside.due(one.index) if beside is not None and files.head else None
+        if extra is not None:
+            extras[one.index] = extra
+            further = extra.batches(decoder_start=None, max_tokens=request.max_tokens)
+            pairs += [(batch, _ExtraReader(extra)) for batch in further]
+            every += further
+        members.append(Member(f"model {one.name}", its_files.staged, adapter, pairs))
+    names = asked[0].name if len(asked) == 1 else f"{len(asked)} models"
+    mend = "check that the model runs in transformers by itself"
+    with (
+        told_as_evaluation_error(f"model {', '.join(one.name for one in asked)}", mend),
+        tqdm(desc=printable(names), unit="layer", disable=not options.progress) as bar,
+    ):
+        model = files.layered(every, answers=reason is None or bool(extras))
+        bar.reset(total=model.depth + 2)
+        Sweep(model, every, members, options).run(bar.update)
+    for one, reader in zip(asked, readers, strict=True):
+        put(one, reader.states())
+        if beside is not None and one.index in extras:
+            beside.settle(one.index, extras[one.index])
+
+
+class _ModelReader:
+    """Fills up one model's record."""
+
+    def __init__(
+        self, asked: Asked, probes: TokenizedProbes, batches: Sequence[Batch], reason: str | None
+    ) -> None:
+        self._name, self._request, self._reason = asked.name, asked.request, reason
+        self._recorder = ModelRecorder(
+            asked.name,
+            probes,
+            batches,
+            layers=asked.request.layers,
+            pooling=asked.request.pooling,
+            answers_reason=reason,
+        )
+        self._profile = None
+        if asked.request.profile:
+            pooling, depth = asked.request.pooling, asked.request.depth
+            self._profile = LayerProfile(depth, len(probes.probes), pooling, batches)
+
+    def hidden(self, layer: int, batch: Batch, states: torch.Tensor) -> None:
+        if self._profile is not None and not self._profile.add(layer, batch, states):
+            raise EvaluationError(
+                f"model {self._name}: the hidden states after layer {layer} are NaN or infinite;"
+                " the model overflows or is broken, try it in transformers in float32"
+            )
+        if layer in self._request.layers:
+            self._recorder.add_hidden(batch, self._request.layers.index(layer), states)
+
+    def answers(self, batch: Batch, outputs: Outputs) -> None:
+        if self._reason is None and outputs.answers is not None:
+            self._recorder.add_answers(batch, outputs.answers)
+
+    def states(self) -> ModelStates:
+        return self._recorder.states(self._profile.layers() if self._profile else None)
+
+
+@dataclass(frozen=True)
+class _ExtraReader:
+    """Hands answers on; states are not looked at."""
+
+    extra: Extra
+
+    def hidden(self, layer: int, batch: Batch, states: torch.Tensor) -> None:
+        pass
+
+    def answers(self, batch: Batch, outputs: Outputs) -> None:
+        self.extra.add(batch, outputs)
