@@ -316,6 +316,20 @@ def test_a_folder_that_cannot_be_written_or_read_is_said(own_cache, caplog):
     assert "cannot be read (Is a directory); states are measured again" in caplog.text
 
 
+def test_a_folder_that_may_only_be_read_is_read(monkeypatch, caplog):
+    put(KEY, record())
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("os.utime", "os.unlink", "tempfile.mkstemp"):
+        monkeypatch.setattr(f"mergekit_collapse.cached_files.{name}", refuse)
+    assert get(KEY) is not None
+    assert not caplog.records
+    put("cd" + KEY[2:], record())
+    assert "cannot be written (Read-only file system); states are not kept" in caplog.text
+
+
 # Collecting.
 
 

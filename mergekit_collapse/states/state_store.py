@@ -8,10 +8,7 @@ from dataclasses import replace
 import numpy as np
 from mergekit.common import ModelReference
 
-from mergekit_collapse.cached_files import (
-    SIZE_VARIABLE,
-    CachedFiles,
-)
+from mergekit_collapse.cached_files import SIZE_VARIABLE, CachedFiles
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
 from mergekit_collapse.states.loader import LoadOptions
