@@ -26,7 +26,7 @@ from mergekit_collapse.commands.options import (
     writable,
 )
 from mergekit_collapse.commands.output import FORMATS, ReportFiles, write_text
-from mergekit_collapse.commands.recipe_files import told_of_fix, write_recipe
+from mergekit_collapse.commands.recipe_files import require_other, told_of_fix, write_recipe
 from mergekit_collapse.commands.study import study
 from mergekit_collapse.doctor.doctor import diagnose
 from mergekit_collapse.errors import CompatError, InvalidRecipeError
@@ -47,6 +47,7 @@ from mergekit_collapse.report.report import Report
 from mergekit_collapse.saved_plan.making import plan_line
 
 _Folder = click.Path(path_type=Path)
+_NewFile = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 
 class _Group(click.Group):
@@ -93,7 +94,7 @@ def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
 @click.option(
     "--fix",
     metavar="OUT.yml",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    type=_NewFile,
     help="Write the recipe as its on_violation changed it.",
 )
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
@@ -252,7 +253,7 @@ def init(recipe: Path, in_place: bool) -> None:
 @main.command()
 @click.argument("pool", type=_Folder)
 @click.option("--count", type=int, help="How many to choose, over the pool's own.")
-@click.option("--recipe", metavar="OUT.yml", type=_Folder, help="Write the recipe of the chosen.")
+@click.option("--recipe", metavar="OUT.yml", type=_NewFile, help="Write the recipe of the chosen.")
 @click.option("--json", "json_file", metavar="FILE", callback=writable, help="Write it as JSON.")
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
 def select(
@@ -264,6 +265,7 @@ def select(
     merge_options: MergeOptions,
 ) -> None:
     """Choose from POOL, a YAML list of candidates, those that merge best under its budget."""
+    require_other(recipe, pool)
     apply(merge_options)
     found = select_from(pool, merge_options, count=count)
     click.echo(selection_text(found), err=json_file == "-")

@@ -10,7 +10,12 @@ import click
 
 from mergekit_collapse import __version__
 from mergekit_collapse.assessment import assess
-from mergekit_collapse.errors import CompatError, MergeRefusedError, MergeRejectedError
+from mergekit_collapse.errors import (
+    CompatError,
+    MergeRefusedError,
+    MergeRejectedError,
+    UnevaluatedMergeError,
+)
 from mergekit_collapse.findings import printable
 from mergekit_collapse.formats.announcement import announce
 from mergekit_collapse.merge_plan import MergeCall, MergePlan
@@ -91,7 +96,7 @@ def merge_if_allowed(
             keep=lambda found: write_report(found, folder),
         )
         report = merge_and_judge(plan)
-    except (MergeRefusedError, MergeRejectedError) as error:
+    except (MergeRefusedError, MergeRejectedError, UnevaluatedMergeError) as error:
         _show_merged(error.report, merge)
         announced(error.report)
         raise

@@ -41,11 +41,17 @@ def may_be_overruled(report: Report) -> bool:
     return all(reason.rule == "distortion" for reason in report.verdict.reasons)
 
 
-def with_rehearsal(report: Report, rehearsal: Evaluation, *, warn_only: bool) -> Report:
+def with_rehearsal(
+    report: Report, rehearsal: Evaluation, *, warn_only: bool, watched: bool = True
+) -> Report:
     """The report with a rehearsal, judged: the limits of ``evaluate``, and exit code 3.
 
     Where the geometry is borderline the rehearsal decides in the place of its distortion; a
     Merging Difficulty Score over its limit stands.
+
+    Args:
+        warn_only: a passed limit warns instead.
+        watched: whether ``monitor.stop_at`` was held against each layer already.
 
     Raises:
         EvaluationError: a reading that a limit is about is undefined.
@@ -59,6 +65,7 @@ def with_rehearsal(report: Report, rehearsal: Evaluation, *, warn_only: bool) ->
         report.recipe.names,
         exit_code=code,
         warn_only=warn_only,
+        stop_at=None if watched else block.monitor.stop_at,
         given_up=report.given_up,
     )
     reasons = (*rehearsal.verdict.reasons, *found.reasons)
@@ -108,7 +115,8 @@ def rehearse_apart(
     if may_draw(recipe.config) and options.random_seed is None:
         note = f"{recipe.config.merge_method} may draw random numbers: the merge may differ"
         found = replace(found, notes=(*found.notes, note))
-    return with_rehearsal(report, found, warn_only=recipe.compat.on_violation == "warn")
+    warn_only = recipe.compat.on_violation == "warn"
+    return with_rehearsal(report, found, warn_only=warn_only, watched=watch.blind is None)
 
 
 def as_rehearsal(merged: Evaluation, blind: str | None) -> Evaluation:

@@ -55,7 +55,9 @@ def make_watched(plan: MergePlan, folder: Path) -> tuple[Report, Evaluation | No
         else:
             whole = evaluate_folder(folder, material)
             found = as_rehearsal(whole, watch.blind)
-        report = with_rehearsal(plan.report, found, warn_only=plan.gate_warns)
+        report = with_rehearsal(
+            plan.report, found, warn_only=plan.gate_warns, watched=watch.blind is None
+        )
     except EvaluationError as error:
         if not plan.never_block:
             raise

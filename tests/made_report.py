@@ -120,7 +120,8 @@ def evaluation(document: Any, source: str = "merged", *, layers: int = 4) -> dic
             **{"layers": [4], "distortion": measured, "worst": max(measured)},
             "own_task": {
                 "mine": {"owner": 0, "distortion": 0.25},
-                "none": {"owner": None, "distortion": None, "distortion_reason": "too few probes"},
+                "none": {"owner": 1, "distortion": None, "distortion_reason": "too few probes"},
+                "all": {"owner": None, "distortion": None, "distortion_reason": "no one owns it"},
             },
             "own_task_worst": None,
             "own_task_worst_reason": "an expert has no task",
@@ -225,6 +226,17 @@ def full(names: tuple[str, ...] = NAMES) -> Any:
     document["monitor_reason"] = "the recipe asks for none"
     document["parameters"] = conflict(document)
     document["verdict"]["exit_code"] = 4
+    return document
+
+
+def watched() -> Any:
+    """A merge that was watched, and read back: the same to the digits that are shown."""
+    document = full()
+    document["rehearsal"], document["rehearsal_reason"] = None, "no rehearsal was due"
+    document["monitor"] = evaluation(document, "monitor")
+    document["monitor"] |= {"tasks": [], "checks": [], "lm_eval": None}
+    document["monitor"]["hidden"]["distortion"][0] += 1e-9
+    document["monitor"]["layers"][1]["variance_ratio"] += 1e-9
     return document
 
 

@@ -191,6 +191,8 @@ USAGE = [
     ["check"],
     ["check", "RECIPE", "--json", "-", "--html", "-"],
     ["check", "RECIPE", "--json", "a.json", "--junit", "a.json"],
+    ["check", "RECIPE", "--fix", "a.yml", "--plan", "./a.yml"],
+    ["check", "RECIPE", "--fix", "a.json", "--json", "a.json"],
     ["check", "RECIPE", "--json", "."],
     ["check", "RECIPE", "--html", "none/page.html"],
     ["check", "RECIPE", "--junit", "."],
@@ -369,3 +371,14 @@ def test_select_of_what_is_no_pool_is_told(tmp_path):
     done = command("select", tmp_path / "pool.yml", "--count", "2")
     assert done.exit_code == 2
     assert "Traceback" not in done.output
+
+
+def test_select_destroys_no_pool_and_writes_no_folder(tmp_path):
+    pool = tmp_path / "pool.yml"
+    pool.write_text("candidates: [./a, ./b]\n", encoding="utf-8")
+    (tmp_path / "again.yml").symlink_to(pool)
+    for place, told in (("again.yml", "is the pool itself"), (".", "is a directory")):
+        done = command("select", pool, "--count", "2", "--recipe", tmp_path / place)
+        assert done.exit_code == 2
+        assert told in done.stderr
+    assert pool.read_text(encoding="utf-8") == "candidates: [./a, ./b]\n"

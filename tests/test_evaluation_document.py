@@ -188,6 +188,18 @@ def test_a_model_that_failed_its_checks_says_so_of_either_space(plain):
     found = documented(Evaluation("merged", "out", checks=checks), plain)
     assert found["hidden"] is None
     assert found["hidden_reason"] == "the model failed its checks, and was not run: finite"
+    assert found["tasks_reason"] == found["lm_eval_reason"] == found["hidden_reason"]
+
+
+def test_where_there_are_no_scores_the_reason_is_of_the_stage(plain, evaluation):
+    unscored = dataclasses.replace(evaluation, tasks=(), lm_eval=None)
+    found = documented(unscored, plain)
+    assert "no task has targets" in found["tasks_reason"]
+    # The answers were measured, though a check failed.
+    assert found["lm_eval_reason"] == "it was not asked for"
+    watched = documented(dataclasses.replace(unscored, source="monitor"), plain)
+    assert watched["tasks_reason"] == "the watch scores nothing; the evaluation does"
+    assert "tasks_reason" not in documented(evaluation, plain)
 
 
 def test_nan_is_the_lowest_ratio(plain):

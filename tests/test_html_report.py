@@ -62,6 +62,7 @@ PAGES = {
     "changed": made_report.changed,
     "changed, hostile": lambda: made_report.changed(made_report.HOSTILE),
     "split": lambda: made_report.changed(split=True),
+    "watched": made_report.watched,
 }
 
 
@@ -270,6 +271,56 @@ def test_every_part_of_a_full_report_is_there():
         assert part in page.text, part
     assert "one tensor is tied" in page.text
     assert "compat: {}" in page.text
+
+
+def part_of(text, key):
+    return Page(re.search(rf'<section aria-labelledby="of-{key}">.*?</section>', text, re.S)[0])
+
+
+def test_what_the_watch_saw_is_not_shown_twice():
+    document = made_report.watched()
+    text = to_html(document)
+    shown = part_of(text, "monitor")
+    told = "the numbers are those of The merged model ."
+    assert told in shown.text
+    assert not [tag for tag, _ in shown.elements if tag in ("table", "svg")]
+    assert "No predictive distortion" not in shown.text
+    assert "Layer" in part_of(text, "evaluation").text
+    assert told not in part_of(text, "evaluation").text
+    # One number that differs, in either table, and both are there.
+    for change in (
+        lambda one: one["layers"][1].update(variance_ratio=0.25),
+        lambda one: one["layers"][2]["distortion"].__setitem__(0, 0.5),
+        lambda one: one["hidden"]["own_task"]["mine"].update(distortion=0.5),
+        lambda one: one.update(layers=one["layers"][:2]),
+    ):
+        document = made_report.watched()
+        change(document["monitor"])
+        shown = part_of(to_html(document), "monitor")
+        assert told not in shown.text
+        assert "Variance ratio" in shown.text
+        assert "On each expert's own task, as measured" in shown.text
+
+
+def test_only_tasks_of_an_expert_are_among_its_own():
+    text = part_of(to_html(made_report.full()), "evaluation").text
+    assert "mine 1 sentiment hidden 0.250 none 2 topic hidden too few probes Layer" in text
+    assert "no one owns it" not in text
+
+
+def test_what_was_never_asked_of_a_model_has_no_heading():
+    document = made_report.watched()
+    text = to_html(document)
+    for heading in ("Merging loss", "lm-eval"):
+        assert f"{heading} " not in part_of(text, "monitor").text
+        assert f"{heading} " in part_of(text, "evaluation").text
+    document["evaluation"] |= {"tasks": [], "tasks_reason": "no task has targets", "lm_eval": None}
+    shown = part_of(to_html(document), "evaluation").text
+    assert "Merging loss Not measured: no task has targets." in shown
+    assert "lm-eval" not in shown
+    document["evaluate"] = {"lm_eval": ["hellaswag"]}
+    document["evaluation"]["lm_eval_reason"] = "a check failed"
+    assert "lm-eval Not run: a check failed." in part_of(to_html(document), "evaluation").text
 
 
 def test_the_deciding_space_comes_first():

@@ -49,7 +49,7 @@ ROOMS = {
         lm_eval_tasks lm_eval_process harness evaluation judgement
     """,
     "material finished_merge": "",
-    "watch": "layer_tasks substitution observer watch rehearsal",
+    "watch": "layer_tasks layer_order substitution observer watch rehearsal",
     "report": """
         geometry_document remedy report evaluation_document document merged_text verdict_text
         terminal stored stored_geometry stored_evaluation stored_remedy stored_report reader

@@ -325,6 +325,26 @@ def test_one_nan_is_not_hidden_by_numbers():
     assert math.isnan(broken.worst)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_expert_that_is_no_number_hides_nothing(bad):
+    """A reading that is absent is not judged; one that is no number is refused."""
+    pooled = np.arange(12.0).reshape(6, 2)
+    broken = pooled.copy()
+    broken[3, 1] = bad
+    experts = [layer_states(broken, math.nan, math.nan), layer_states(pooled)]
+    reading = read_layer(1, layer_states(pooled), experts)
+    assert all(one is not None and math.isnan(one) for one in reading.distortion)
+    assert math.isnan(reading.worst)
+    assert math.isnan(reading.variance_ratio)
+    assert math.isnan(reading.rank_ratio)
+
+
+def test_where_no_position_counts_there_is_no_ratio():
+    states = layer_states(np.eye(6), math.nan, math.nan)
+    reading = read_layer(1, states, [states, states])
+    assert (reading.worst, reading.variance_ratio, reading.rank_ratio) == (0, None, None)
+
+
 def test_a_layer_that_no_expert_has_is_read_alone():
     reading = read_layer(1, layer_states(np.eye(6)), [None, None])
     assert reading.distortion == (None, None)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -136,11 +137,13 @@ def test_it_may_be_switched_off(write, tmp_path):
     assert (tmp_path / "out" / "config.json").exists()
 
 
-def test_what_cannot_be_evaluated_is_put_aside(write, tmp_path, monkeypatch):
+def test_what_cannot_be_evaluated_is_put_aside(write, tmp_path, monkeypatch, capsys):
     def broken(_folder, _material):
         raise raised
 
     monkeypatch.setattr(merging, "evaluate_folder", broken)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     for raised in (EvaluationError("no states"), RuntimeError("no such kernel")):
         with pytest.raises(EvaluationError, match="could not be evaluated, and is at") as caught:
             gate.run(write(FAST), tmp_path / "out", QUIET)
@@ -152,6 +155,8 @@ def test_what_cannot_be_evaluated_is_put_aside(write, tmp_path, monkeypatch):
         assert str(raised) in inside["evaluation_reason"]
         assert (inside["verdict"]["decision"], inside["verdict"]["exit_code"]) == ("refuse", 1)
         assert document_in(tmp_path / "out.compat")["verdict"] == inside["verdict"]
+        (annotation,) = re.findall("^::error .*", capsys.readouterr().err, re.MULTILINE)
+        assert str(raised) in annotation
     monkeypatch.setenv("MERGEKIT_COLLAPSE", "warn")
     report = gate.run(write(FAST), tmp_path / "out", QUIET)
     assert str(raised) in report.evaluation_reason

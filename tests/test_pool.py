@@ -144,6 +144,19 @@ def test_the_verdict_is_what_check_says_of_the_recipe(write, models, tmp_path):
     assert [t.owner for t in report.deciding.own_task.tasks] == [None, 0, 1]
 
 
+def test_what_lies_beside_the_pool_is_named_from_the_recipe(write, tmp_path):
+    for name in ("own.yaml", "alt"):
+        (tmp_path / name).touch()
+    compat = FAST | {"evaluate": {"lm_eval": ["own.yaml", "hellaswag"]}}
+    compat |= {"substitute": {"pool": ["./alt", "hub/model"]}}
+    found = select(write("near1", "near2", "far", compat=compat), QUIET, count=2)
+    moved = yaml.safe_load(recipe_text(found, tmp_path / "elsewhere"))["compat"]
+    assert moved["evaluate"]["lm_eval"] == ["../own.yaml", "hellaswag"]
+    assert moved["substitute"]["pool"] == ["../alt", "hub/model"]
+    assert yaml.safe_load(recipe_text(found))["compat"] == compat
+    assert yaml.safe_load(recipe_text(found, tmp_path))["compat"] == compat
+
+
 def test_near_copies_among_the_chosen_are_named(write, models, variant):
     copy = {"model": str(variant(models["off"], 1e-3, 6)), "name": "copy"}
     found = select(write("off", copy, "far"), QUIET, count=2)

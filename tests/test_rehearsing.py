@@ -12,10 +12,11 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
+from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.judging import is_borderline
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.schema import BudgetBlock, MonitorBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
 from mergekit_collapse.verdict import Reason, Verdict
 
@@ -191,6 +192,18 @@ def test_what_stopped_the_rehearsal_is_a_reason(report):
     # It has measured no distortion that could go before the geometry's.
     assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["distortion", "finite"])
     assert found.rehearsal.verdict.reasons == (finite,)
+
+
+def test_what_could_not_be_watched_is_held_to_its_layers_afterwards(report):
+    near = at_the_border(report, monitor=MonitorBlock(stop_at=0.5))
+    far = LayerReading(2, (0.1, 0.7), 1.0, 1.0, 2.0, 1.0)
+    whole = rehearsal(0.1, layers=(far,))
+    found = with_rehearsal(near, whole, warn_only=False, watched=False)
+    assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["stop_at"])
+    assert found.verdict.reasons[0].subject == near.recipe.names[1]
+    assert with_rehearsal(near, whole, warn_only=False).verdict.decision == "allow"
+    with pytest.raises(EvaluationError, match="no layer of the merged model"):
+        with_rehearsal(near, rehearsal(0.1), warn_only=False, watched=False)
 
 
 def test_without_a_limit_on_the_measured_distortion_the_geometrys_stands(report):

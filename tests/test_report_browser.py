@@ -37,6 +37,7 @@ PAGES = {
     "hostile": lambda: made_report.full(made_report.HOSTILE),
     "nothing": made_report.nothing_merged,
     "changed": made_report.changed,
+    "watched": made_report.watched,
 }
 
 

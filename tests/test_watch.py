@@ -5,6 +5,7 @@ Cohere 2, DistilBERT, Gemma 3, GLM 4, Granite, GPT-BigCode, LFM2, Mixtral, OLMo 
 Qwen 3 MoE, RoBERTa, StableLM and StarCoder 2. Encoder-decoders and Mamba are merged unwatched.
 """
 
+import errno
 import inspect
 import json
 import re
@@ -34,7 +35,8 @@ from mergekit_collapse.assessment import assess
 from mergekit_collapse.cli import main
 from mergekit_collapse.errors import EvaluationError, MergeRefusedError, MergeRejectedError
 from mergekit_collapse.recipe.recipe import read_recipe
-from mergekit_collapse.watch.layer_tasks import SetAside, WatchedExecutor, watch_layers
+from mergekit_collapse.watch.layer_order import WatchedExecutor
+from mergekit_collapse.watch.layer_tasks import SetAside, watch_layers
 from mergekit_collapse.watch.rehearsal import rehearse
 from mergekit_collapse.watch.substitution import planned_with
 from mergekit_collapse.watch.watch import Watch
@@ -366,7 +368,12 @@ def test_the_schedule_is_mergekits_with_the_layers_in_order(deep, tmp_path, in_l
     targets = planned(recipe, tmp_path / "out")
     saves = [task for task in targets if isinstance(task, SaveTensor)]
     stages = watch_layers(
-        saves, stage_by_name, DEPTH + 2, lambda *_: None, in_layer_order=in_layer_order
+        saves,
+        stage_by_name,
+        DEPTH + 2,
+        lambda *_: None,
+        pytest.fail,
+        in_layer_order=in_layer_order,
     )
     plain = [handle.task() for handle in Executor(targets).schedule.tasks]
     executor = WatchedExecutor([*targets, *stages], in_layer_order=in_layer_order)
@@ -414,7 +421,9 @@ def test_a_watch_holds_the_tensors_of_one_layer(deep, tmp_path, monkeypatch, in_
         assert in_order is in_layer_order
         for kind in {type(save.tensor_task) for save in saves}:
             monkeypatch.setattr(kind, "execute", recorded(kind.execute, saves))
-        return watch_layers(saves, stage_by_name, DEPTH + 2, step, in_layer_order=in_order)
+        return watch_layers(
+            saves, stage_by_name, DEPTH + 2, step, pytest.fail, in_layer_order=in_order
+        )
 
     def recorded(run, saves):
         stages = {save.tensor_task: stage_by_name(save.tensor_name) for save in saves}
@@ -483,6 +492,31 @@ def test_an_overflow_in_the_first_layer_has_no_layers_and_says_why(deep, tmp_pat
     assert document["monitor"]["stopped_at"] == 1
     assert document["monitor"]["layers"] == []
     assert document["monitor"]["layers_reason"]
+
+
+def test_broken_embeddings_end_the_merge_before_any_layer_was_read(deep, tmp_path):
+    members = listed(deep["one"], deep["two"])
+    members[0]["parameters"]["weight"] = [{"filter": "embed_tokens", "value": 1e39}, {"value": 0.5}]
+    keys = {"models": members, "parameters": {"normalize": False}}
+    for block in (OPEN, {**OPEN, "monitor": {"stop_at": 0.8}}):
+        with pytest.raises(MergeRejectedError) as caught:
+            gate.run(write(tmp_path, compat=block, **keys), tmp_path / "out", QUIET)
+        assert caught.value.exit_code == 4
+        assert caught.value.report.monitor.stopped_at == 0
+        assert caught.value.report.verdict.reasons[-1].rule == "finite"
+        assert left_in(tmp_path) == ["out.compat", "recipe.yml"]
+
+
+def test_every_layer_is_told_in_the_log_and_in_the_bar(models, tmp_path, caplog, capsys):
+    recipe = write(tmp_path, listed(models["one"], models["two"]))
+    with caplog.at_level("INFO", logger="mergekit_collapse.watch.watch"):
+        report = gate.run(recipe, tmp_path / "out", MergeOptions())
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[0] for line in told] == [f"layer {k} of 2" for k in (0, 1, 2)]
+    last = report.monitor.layers[-1]
+    shown = f"distortion {last.worst:.3g}, variance {last.variance_ratio:.3g}"
+    assert told[-1].startswith(f"layer 2 of 2: {shown}, rank {last.rank_ratio:.3g}")
+    assert re.search(rf"watching: 100%.*2/2 .*{re.escape(shown)}", capsys.readouterr().err)
 
 
 def test_an_overflow_is_seen_in_a_rehearsal(deep, tmp_path):
@@ -623,19 +657,27 @@ def temporary(tmp_path, monkeypatch):
 
 
 REHEARSED = {
-    "linear": {"seed": None},
+    "linear": {},
     "dare_ties": {"seed": 5, "base_model": "base", "density": 0.5},
+    "gradient": {"weight": [0.2, 0.9]},
+    "tokenizer": {"tokenizer": {"source": "union", "pad_to_multiple_of": 100}},
+    "slices": {"slices": [{"one": (0, 2), "two": (0, 2)}, {"one": (1, 2), "two": (0, 1)}]},
 }
 
 
-@pytest.mark.parametrize("method", REHEARSED)
-def test_a_rehearsal_is_the_real_merge_and_leaves_no_trace(models, tmp_path, temporary, method):
-    settings = dict(REHEARSED[method])
-    options = QUIET.model_copy(update={"random_seed": settings.pop("seed")})
-    keys = {"merge_method": method}
+@pytest.mark.parametrize("way", REHEARSED)
+def test_a_rehearsal_is_the_real_merge_and_leaves_no_trace(models, tmp_path, temporary, way):
+    settings = dict(REHEARSED[way])
+    options = QUIET.model_copy(update={"random_seed": settings.pop("seed", None)})
+    keys = {"merge_method": way if way == "dare_ties" else "linear"}
     if base := settings.pop("base_model", None):
         keys["base_model"] = str(models[base])
-    members = listed(models["one"], models["two"], **settings)
+    keys["tokenizer"] = settings.pop("tokenizer", None)
+    ranges = settings.pop("slices", ())
+    members = None if ranges else listed(models["one"], models["two"], **settings)
+    if ranges:
+        keys["slices"] = parts(models, *ranges)
+        keys["parameters"] = {"weight": 1.0}
     recipe = write(tmp_path, members, **keys)
     checked = gate.check(recipe, options, rehearse=True)
     assert left_in(temporary) == []
@@ -741,6 +783,32 @@ def test_no_rehearsal_overrules_the_merging_difficulty(models, tmp_path, interva
         gate.run(recipe, tmp_path / "out", QUIET)
     assert "mds" in {reason.rule for reason in caught.value.report.verdict.reasons}
     assert not (tmp_path / "out").exists()
+
+
+def test_no_room_for_what_waits_ends_the_watch_and_not_the_merge(deep, tmp_path, monkeypatch):
+    """A drawn merge keeps MergeKit's order, in which layer 10 comes before layer 2."""
+    members = [*listed(deep["one"], deep["two"], density=0.5)]
+    keys = {"merge_method": "dare_ties", "base_model": str(deep["base"])}
+    options = QUIET.model_copy(update={"random_seed": 3})
+    recipe = write(tmp_path, members, **keys)
+    plain = stock(recipe, tmp_path / "plain", options)
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    report = gate.run(recipe, tmp_path / "out", options)
+    assert report.monitor is None
+    assert "No space left on device" in report.monitor_reason
+    assert report.evaluation.hidden is not None
+    require_same(tensors_in(tmp_path / "out"), plain)
+    # Where the watch decides, nothing passes unwatched.
+    for keep in ({"monitor": {"stop_at": 0.8}}, {"rehearse": "always"}):
+        block = {**OPEN, "on_violation": "abort", **keep}
+        recipe = write(tmp_path, members, block, **keys)
+        with pytest.raises(EvaluationError, match="No space left on device"):
+            gate.run(recipe, tmp_path / "none", options)
+        assert not (tmp_path / "none").exists()
 
 
 def test_a_plan_is_the_threads_own(models, tmp_path):

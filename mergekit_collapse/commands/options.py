@@ -134,9 +134,9 @@ def report_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_files(*, json: str | None, html: str | None, junit: str | None, **rest: Any) -> Any:
-        plan = rest.get("plan")
-        named = {"json": json, "html": html, "junit": junit}
-        require_distinct(named | {"plan": str(plan) if plan is not None else None})
+        others = {name: rest.get(name) for name in ("plan", "fix")}
+        named = {name: str(path) if path is not None else None for name, path in others.items()}
+        require_distinct({"json": json, "html": html, "junit": junit} | named)
         return command(files=ReportFiles(json, html, junit), **rest)
 
     told = {"json": "as JSON", "html": "as one self-contained page", "junit": "as JUnit XML"}

@@ -1,14 +1,12 @@
 """How good a model is at the demo's tasks: accuracy by likelihood over a task's choices."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "sentiment": ("negative", "positive"),
@@ -24,26 +22,6 @@ class Row:
 
     prompt: str
     answer: str
-
-
-def load_rows(path: Path) -> list[Row]:
-    """Read a task's `.jsonl` file: one object per line with the strings `prompt` and `answer`."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines if line.strip()]
-    return [Row(prompt=record["prompt"], answer=record["answer"]) for record in records]
-
-
-def load_model(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A model and its tokenizer, on the CPU in float32: CPUs differ in how they do bfloat16."""
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    logging: Any = transformers.utils.logging  # which has no types
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.train(False)
-    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def score(

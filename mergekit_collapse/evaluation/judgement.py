@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
@@ -145,20 +146,40 @@ def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[R
             yield passed(rule, f"{what} over the experts'", f"layer {layer}", value, limit, advice)
 
 
-def _layers(found: Evaluation, stop_at: float | None, names: Sequence[str]) -> Iterator[Reason]:
-    """What would have ended the merge, had it been watched."""
-    if stop_at is None or found.stopped_at is not None:
-        return
-    if all(one.worst is None for one in found.layers):
+def require_layers(layers: Sequence[LayerReading]) -> None:
+    """Raise if ``monitor.stop_at`` has nothing to be held against.
+
+    Raises:
+        EvaluationError: no layer has an expert's beside it.
+    """
+    if all(one.worst is None for one in layers):
         raise EvaluationError(
             "monitor.stop_at is set, but no layer of the merged model can be held against an "
             "expert's; remove it"
         )
-    for one in found.layers:
-        worst = one.worst
-        if worst is not None and not worst <= stop_at:
-            far = names[one.distortion.index(worst)] if worst in one.distortion else "an expert"
-            yield passed(
-                "stop_at", f"measured after layer {one.layer}", far, worst, stop_at, _APART
-            )
-            return
+
+
+def layer_over(
+    one: LayerReading, stop_at: float, names: Sequence[str], advice: str
+) -> Reason | None:
+    """Why a layer ends the merge, or would have; None where it does not.
+
+    Args:
+        stop_at: of the monitor.
+        names: of the experts.
+    """
+    worst = one.worst
+    # Written so that a NaN ends it.
+    if worst is None or worst <= stop_at:
+        return None
+    far = names[one.distortion.index(worst)] if worst in one.distortion else "an expert"
+    return passed("stop_at", f"measured after layer {one.layer}", far, worst, stop_at, advice)
+
+
+def _layers(found: Evaluation, stop_at: float | None, names: Sequence[str]) -> Iterator[Reason]:
+    """What would have ended the merge, had it been watched."""
+    if stop_at is None or found.stopped_at is not None:
+        return
+    require_layers(found.layers)
+    reasons = (layer_over(one, stop_at, names, _APART) for one in found.layers)
+    yield from islice((reason for reason in reasons if reason is not None), 1)

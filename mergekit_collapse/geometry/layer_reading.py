@@ -15,10 +15,10 @@ class LayerReading:
     Attributes:
         layer: its number in the merged model; L is after the final norm.
         distortion: per expert, in units of the experts' variance at this layer; None for one
-            that has no such layer.
+            that has no such layer, or where none varies.
         variance, effective_rank: of the merged model's activations.
         variance_ratio, rank_ratio: the same over the mean of the experts that have the layer;
-            None where none has it, or where they do not vary.
+            None where none has it, where they do not vary or where no position counts.
     """
 
     layer: int
@@ -51,17 +51,18 @@ def read_layer(
 
         δ_i = mean_x ||h_i(x) - h(x)||² / s²,  s² = mean_i tr Cov_x h_i
 
-    NaN in the merged model's states gives NaN here, which every limit refuses.
+    NaN in anyone's states or spread gives NaN here, which every limit refuses.
 
     Source: arXiv 2603.04972 for variance and effective rank as signs of collapse.
     """
     present = [one for one in experts if one is not None]
-    spread = [float(one.pooled.astype(np.float64).var(axis=0).sum()) for one in present]
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = [float(one.pooled.astype(np.float64).var(axis=0).sum()) for one in present]
     scale = float(np.mean(spread)) if spread else 0.0
     ours = merged.pooled.astype(np.float64)
     distortion: list[float | None] = []
     for one in experts:
-        if one is None or not scale > 0 or one.pooled.shape != merged.pooled.shape:
+        if one is None or scale == 0 or one.pooled.shape != merged.pooled.shape:
             distortion.append(None)
             continue
         difference = one.pooled - ours
@@ -79,5 +80,8 @@ def read_layer(
 
 
 def _ratio(value: float, others: Sequence[float]) -> float | None:
-    mean = float(np.mean(others)) if others else 0.0
-    return value / mean if mean > 0 else None
+    # Of probes that have one token each no position counts, in any model alike.
+    if not others or np.isnan(others).all():
+        return None
+    mean = float(np.mean(others))
+    return None if mean == 0 else value / mean

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from mergekit_collapse.page.charts import groups_chart, profile_chart
-from mergekit_collapse.page.numerals import short
+from mergekit_collapse.page.numerals import short, three
 from mergekit_collapse.report.stored_evaluation import StoredEvaluation
 from mergekit_collapse.report.stored_report import StoredReport
 
@@ -25,22 +25,31 @@ class EvaluationView:
         key: where the document has it.
         title: what the page calls it.
         charts: by caption; empty without charts or layers.
-        own: task, owner, distortion, why that is None, for each space.
+        own: space, task, its owner, distortion, and why that is None; without tasks that are
+            no expert's.
         loss_scale: the longest bar of the merging losses, in percent.
+        scores, harness: whether there is something to say of merging loss, and of lm-eval: what
+            was found, or why it was not where it could have been.
+        same_as: title of the evaluation that shows the very tables of layers and of own tasks,
+            which are then not shown again; or empty.
     """
 
     key: str
     title: str
     document: StoredEvaluation
     charts: dict[str, Markup]
-    own: tuple[tuple[str, str, int | None, float | None, str], ...]
+    own: tuple[tuple[str, str, int, float | None, str], ...]
     loss_scale: float
+    scores: bool
+    harness: bool
+    same_as: str
 
 
 def evaluation_view(
     report: StoredReport, key: str, evaluation: StoredEvaluation, *, charts: bool
 ) -> EvaluationView:
     """Tables of one evaluation; layers as drawings too, where there are charts."""
+    same_as = _same_as(report, key, evaluation)
     losses = [t.loss_percent for t in evaluation.tasks if t.loss_percent is not None]
     own = tuple(
         (space, task, one.owner, one.distortion, one.why("distortion"))
@@ -50,8 +59,11 @@ def evaluation_view(
         )
         if measured is not None
         for task, one in measured.own_task.items()
+        if one.owner is not None
     )
     drawn = _layer_charts(report, key, evaluation) if charts and evaluation.layers else {}
+    # A monitor scores nothing, and lm-eval wants a folder.
+    finished = key == "evaluation"
     return EvaluationView(
         key=key,
         title=TITLES[key],
@@ -59,7 +71,47 @@ def evaluation_view(
         charts=drawn,
         own=own,
         loss_scale=max([abs(loss) for loss in losses], default=0.0) or 1.0,
+        scores=bool(evaluation.tasks) or key != "monitor",
+        harness=bool(evaluation.lm_eval) or (finished and _asks_for_lm_eval(report)),
+        same_as=same_as,
     )
+
+
+def _same_as(report: StoredReport, key: str, evaluation: StoredEvaluation) -> str:
+    """What was watched is, to the digits that are shown, what was read back."""
+    for other, earlier in report.evaluations:
+        if other == key:
+            break
+        if evaluation.layers and _shown(evaluation) == _shown(earlier):
+            return TITLES[other]
+    return ""
+
+
+def _shown(evaluation: StoredEvaluation) -> list[object]:
+    spaces = (evaluation.hidden, evaluation.predictive)
+    own = [
+        [(task, one.owner, _digits(one.distortion)) for task, one in space.own_task.items()]
+        for space in spaces
+        if space is not None
+    ]
+    layers = [
+        (
+            layer.layer,
+            *map(_digits, layer.distortion),
+            *(_digits(getattr(layer, name)) for name in RATIOS),
+        )
+        for layer in evaluation.layers
+    ]
+    return [own, layers]
+
+
+def _digits(value: float | None) -> str | None:
+    return None if value is None else three(value)
+
+
+def _asks_for_lm_eval(report: StoredReport) -> bool:
+    found = (report.model_extra or {}).get("evaluate")
+    return isinstance(found, dict) and bool(found.get("lm_eval"))
 
 
 def _layer_charts(

@@ -1,17 +1,15 @@
 """The recipe of the chosen candidates as a YAML file, ready to run."""
 
 import copy
-import os
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mergekit_collapse.findings import printable
 from mergekit_collapse.pool.pool_models import compat_of
 from mergekit_collapse.pool.selection import Selection
-from mergekit_collapse.probes.files import FILE_KINDS
 from mergekit_collapse.recipe.text import FIELD
+from mergekit_collapse.repair.moved_block import moved
 
 
 def recipe_text(selection: Selection, folder: Path | None = None) -> str:
@@ -19,11 +17,12 @@ def recipe_text(selection: Selection, folder: Path | None = None) -> str:
 
     Args:
         selection: what was chosen.
-        folder: where the file will lie, from which probe files are named; the pool's if None.
+        folder: where the file will lie, from which probe files and the like are named; the
+            pool's if None.
     """
     block = compat_of(selection.pool, selection.recipe.experts)
     if folder is not None:
-        block = _moved(block, selection.pool.path.resolve().parent, folder.resolve())
+        block = moved(copy.deepcopy(block), selection.recipe, folder)
     document = {**selection.settings, FIELD: block}
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return "".join(f"# {line}\n" for line in _comments(selection)) + body
@@ -45,23 +44,3 @@ def _comments(selection: Selection) -> list[str]:
     if any(model.lora is not None for model in selection.recipe.models):
         lines.append("It merges adapters: give mergekit-yaml --lora-merge-cache FOLDER.")
     return lines
-
-
-def _moved(block: dict[str, Any], old: Path, new: Path) -> dict[str, Any]:
-    """Probe files by their way from the new folder."""
-    if old == new or not block.get("probes", {}).get("tasks"):
-        return block
-    block = copy.deepcopy(block)
-    for task in block["probes"]["tasks"]:
-        path = old / task["data"]
-        is_file = path.suffix.lower() in FILE_KINDS
-        if is_file and not Path(task["data"]).is_absolute():
-            task["data"] = _way(path, new)
-    return block
-
-
-def _way(path: Path, start: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, start)).as_posix()
-    except ValueError:  # another drive of Windows
-        return str(path)

@@ -1,19 +1,17 @@
 """A pool file: candidates, what is to be chosen from them, and the recipe that it becomes."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.recipe import read_yaml
 from mergekit_collapse.recipe.schema import CompatBlock, Count, Flag
 from mergekit_collapse.recipe.schema import Path as ModelPath
 from mergekit_collapse.recipe.text import require_distinct_keys
-from mergekit_collapse.recipe.validation import parse_compat
+from mergekit_collapse.recipe.validation import mistakes, parse_compat
 
 
 def _mapped(value: Any) -> Any:
@@ -69,6 +67,9 @@ class PoolKeys(_Keys):
         return self
 
 
+_PARTS: dict[str | int, type[BaseModel]] = {"candidates": CandidateKeys, "choose": ChooseKeys}
+
+
 @dataclass(frozen=True)
 class PoolFile:
     """A pool, valid in itself; no file of a model is opened.
@@ -107,8 +108,8 @@ def read_pool(path: Path, count: int | None = None) -> PoolFile:
     try:
         keys = PoolKeys.model_validate(document)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_describe(detail) for detail in error.errors()))
-        raise InvalidRecipeError(f"{path}: the pool is invalid:\n" + "\n".join(lines)) from None
+        lines = "\n".join(mistakes(error, PoolKeys, _PARTS))
+        raise InvalidRecipeError(f"{path}: the pool is invalid:\n{lines}") from None
     if count is not None:
         if count < 2:
             raise InvalidRecipeError(f"--count {count}: a merge has at least two experts")
@@ -127,34 +128,3 @@ def read_pool(path: Path, count: int | None = None) -> PoolFile:
             "lower it or add some"
         )
     return PoolFile(path, text, keys, compat)
-
-
-_KEYS_OF: dict[str, type[BaseModel]] = {"candidates": CandidateKeys, "choose": ChooseKeys}
-
-
-def _describe(detail: ErrorDetails) -> str:
-    """``choose.cuont: unknown key; did you mean 'count'?``"""
-    path, keys = "", PoolKeys
-    unknown = detail["type"] == "extra_forbidden"
-    known: type[BaseModel] = keys
-    for part in detail["loc"][:-1] if unknown else detail["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-        known = _KEYS_OF.get(str(part), known)
-    path = path.lstrip(".")
-    if unknown:
-        name = str(detail["loc"][-1])
-        shown = name if name.isprintable() else repr(name)
-        near = difflib.get_close_matches(name, list(known.model_fields), n=1, cutoff=0.5)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        where = f"{path}.{shown}" if path else shown
-        return f"  {where}: unknown key; {guess}Known here: {', '.join(known.model_fields)}"
-    if detail["type"] == "missing":
-        return f"  {path}: this key is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    for pythonic, plain in (("dictionary", "mapping"), ("Tuple", "List"), ("tuple", "list")):
-        message = message.replace(pythonic, plain)
-    message = message.partition(" or instance of ")[0]
-    got = ""
-    if detail["type"] != "value_error" and not isinstance(detail["input"], dict | list):
-        got = f" (got {repr(detail['input'])[:60]})"
-    return f"  {path or 'the file'}: {message[0].lower()}{message[1:]}{got}"

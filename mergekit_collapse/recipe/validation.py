@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -31,20 +32,43 @@ def parse_compat(value: Any) -> CompatBlock:
     try:
         return CompatBlock.model_validate({} if value is None else value)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_describe(detail) for detail in error.errors()))
-        raise InvalidRecipeError("the compat block is invalid:\n" + "\n".join(lines)) from None
+        lines = "\n".join(mistakes(error, CompatBlock, _BLOCK_OF, root="compat"))
+        raise InvalidRecipeError(f"the compat block is invalid:\n{lines}") from None
 
 
-def _describe(detail: ErrorDetails) -> str:
+def mistakes(
+    error: ValidationError,
+    whole: type[BaseModel],
+    parts: Mapping[str | int, type[BaseModel]],
+    *,
+    root: str = "",
+) -> list[str]:
+    """Every mistake in a line of its own, with its path in the YAML.
+
+    Args:
+        whole: what the YAML should be.
+        parts: what is below a key, for the keys that have such.
+        root: the key that the whole stands under, if any.
+    """
+    lines = (_describe(detail, whole, parts, root) for detail in error.errors())
+    return list(dict.fromkeys(lines))
+
+
+def _describe(
+    detail: ErrorDetails,
+    whole: type[BaseModel],
+    parts: Mapping[str | int, type[BaseModel]],
+    root: str,
+) -> str:
     """``compat.probes.sampels: unknown key; did you mean 'samples'?``"""
-    path = "compat"
-    keys: type[BaseModel] | None = CompatBlock
+    path = root
+    keys: type[BaseModel] | None = whole
     for part in detail["loc"][:-1] if detail["type"] == "extra_forbidden" else detail["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
         elif keys is not None and part in keys.model_fields:
-            path += f".{part}"
-            keys = _BLOCK_OF.get(part)
+            path += f".{part}" if path else f"{part}"
+            keys = parts.get(part)
         # Anything else is the name of a union's branch, which no YAML contains.
     if detail["type"] == "extra_forbidden":
         # Quoted where it would break the line or steer the terminal.
@@ -53,14 +77,15 @@ def _describe(detail: ErrorDetails) -> str:
         known = list(keys.model_fields) if keys is not None else []
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        return f"  {path}.{shown}: unknown key; {guess}Known here: {', '.join(known)}"
+        where = f"{path}.{shown}" if path else shown
+        return f"  {where}: unknown key; {guess}Known here: {', '.join(known)}"
     message = _INSTANCE.sub("", detail["msg"].removeprefix("Value error, "))
     for pythonic, plain in _YAML_WORDS.items():
         message = message.replace(pythonic, plain)
     # Our own messages name what they got; pydantic's do not.
     tell = detail["type"] not in ("value_error", "missing")
     got = f" (got {_in_yaml(detail['input'])})" if tell else ""
-    return f"  {path}: {message[0].lower()}{message[1:]}{got}"
+    return f"  {path or 'the file'}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _in_yaml(value: Any) -> str:

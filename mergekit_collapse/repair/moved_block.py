@@ -13,12 +13,21 @@ from mergekit_collapse.repair.changed_recipe import written_block
 
 
 def moved_block(recipe: Recipe, folder: Path) -> Any:
-    """The block as plain data, with probe files, pool and lm-eval's files named from ``folder``.
+    """The recipe's block as `moved` has it."""
+    return moved(written_block(recipe), recipe, folder)
+
+
+def moved(block: Any, recipe: Recipe, folder: Path) -> Any:
+    """A block as plain data, with probe files, pool and lm-eval's files named from ``folder``.
 
     The models of tasks are named as the recipe names its experts. Where the folder is the
     recipe's own, the block is as it was written.
+
+    Args:
+        block: what ``recipe.compat`` was read from; it is changed in place.
+        recipe: in its own folder.
+        folder: where the recipe will lie.
     """
-    block = written_block(recipe)
     old, new = recipe.folder.resolve(), folder.resolve()
     if old == new or not isinstance(block, dict):
         return block

@@ -25,6 +25,7 @@ def evaluation_document(
         hidden, predictive: of its experts; None where no two models are merged.
     """
     inner = space = None
+    unread = found.hidden is None and any(not check.passed for check in found.checks)
     if found.hidden is not None and hidden is not None:
         inner = _space(found.hidden, hidden)
     if found.predictive is not None and predictive is not None:
@@ -51,6 +52,7 @@ def evaluation_document(
             }
             for task in found.tasks
         ],
+        **({} if found.tasks else {"tasks_reason": _unscored(found)}),
         "checks": [
             {"name": check.name, "passed": check.passed, "detail": check.detail}
             for check in found.checks
@@ -60,7 +62,7 @@ def evaluation_document(
             {task: dict(metrics) for task, metrics in found.lm_eval.items()}
             if found.lm_eval is not None
             else None,
-            "it was not asked for",
+            _unmeasured(found) if unread else "it was not asked for",
         ),
         "notes": list(found.notes),
     }
@@ -73,6 +75,15 @@ def _unmeasured(found: Evaluation) -> str:
     if failed := [check.name for check in found.checks if not check.passed]:
         return f"the model failed its checks, and was not run: {', '.join(failed)}"
     return "it was not measured"
+
+
+def _unscored(found: Evaluation) -> str:
+    """Why there is no merging loss."""
+    if found.source == "monitor":
+        return "the watch scores nothing; the evaluation does"
+    if found.hidden is None:
+        return _unmeasured(found)
+    return "no task has targets and an expert that could be scored on them"
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Tasks in MergeKit's graph that take a layer's merged tensors, and the order they need."""
+"""Tasks in MergeKit's graph that take a layer's merged tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mergekit.common import dtype_from_name
-from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, build_schedule
-from mergekit.io.tasks import FinalizeModel, SaveTensor, TensorWriterTask
+from mergekit.graph import Task
+from mergekit.io.tasks import SaveTensor
 
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.states.shelf import Shelf, Shelved
 
 Step = Callable[[int, Mapping[str, torch.Tensor]], None]
+GiveUp = Callable[[EvaluationError], None]
 
 
 class _Own(Task[Any]):  # type: ignore[misc]  # MergeKit ships no types
@@ -28,7 +30,7 @@ class SetAside(_Own):
 
     stage: int
     save: SaveTensor
-    keep: Callable[[int, torch.Tensor], torch.Tensor | Shelved]
+    keep: Callable[[int, torch.Tensor], torch.Tensor | Shelved | None]
 
     def arguments(self) -> dict[str, Task]:
         """The merged tensor."""
@@ -76,15 +78,25 @@ class WatchLayer(_Own):
 class _Queue:
     """Runs the stages in order; the tensors of those that are not next wait on a shelf."""
 
-    def __init__(self, step: Step) -> None:
-        self._step, self._next, self._shelf = step, 0, Shelf()
+    def __init__(self, step: Step, give_up: GiveUp) -> None:
+        self._step, self._give_up = step, give_up
+        self._next, self._shelf = 0, Shelf()
+        self._over = False
 
     def run(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._step(stage, tensors)
+        if not self._over:
+            self._step(stage, tensors)
         self._next = stage + 1
 
-    def keep(self, stage: int, tensor: torch.Tensor) -> torch.Tensor | Shelved:
-        return tensor if stage == self._next else self._shelf.put(tensor)
+    def keep(self, stage: int, tensor: torch.Tensor) -> torch.Tensor | Shelved | None:
+        if self._over or stage == self._next:
+            return None if self._over else tensor
+        try:
+            return self._shelf.put(tensor)
+        except EvaluationError as error:
+            self._give_up(error)
+            self._over = True
+            return None
 
 
 def watch_layers(
@@ -92,6 +104,7 @@ def watch_layers(
     stage_of: Callable[[str], int | None],
     stages: int,
     step: Step,
+    give_up: GiveUp,
     *,
     in_layer_order: bool = True,
 ) -> list[WatchLayer]:
@@ -102,11 +115,13 @@ def watch_layers(
         stage_of: the stage that needs a tensor, None for a tensor that none needs.
         stages: how many there are.
         step: called with each stage and its tensors, in order.
+        give_up: called where there is no room for those that wait; unless it raises, no further
+            stage is run, and the merge goes on.
         in_layer_order: whether MergeKit makes the tensors in that order. Else those that are made
             before it is their turn wait on disk, so that no more than a layer is in memory.
     """
     tasks: list[WatchLayer] = []
-    queue = _Queue(step)
+    queue = _Queue(step, give_up)
     for stage in range(stages):
         own = tuple(save for save in saves if stage_of(save.tensor_name) == stage)
         aside: tuple[SetAside, ...] = ()
@@ -115,80 +130,3 @@ def watch_layers(
         before = tasks[-1] if tasks else None
         tasks.append(WatchLayer(stage=stage, step=queue.run, saves=own, aside=aside, before=before))
     return tasks
-
-
-class WatchedExecutor(Executor):  # type: ignore[misc]  # MergeKit ships no types
-    """Runs a plan that has stages in an order that suits them; any other as MergeKit does.
-
-    Args:
-        saving: whether what is merged is written.
-        in_layer_order: whether the layers are merged in the order of their numbers.
-    """
-
-    def __init__(
-        self,
-        targets: Any,
-        *arguments: Any,
-        saving: bool = True,
-        in_layer_order: bool = True,
-        **keywords: Any,
-    ) -> None:
-        super().__init__(targets, *arguments, **keywords)
-        stages = [h for h in self.targets if isinstance(h.task(), WatchLayer)]
-        if stages:
-            arranged = (layer_order if in_layer_order else stock_order)(self.targets, stages)
-            if not saving:
-                arranged = [h for h in arranged if not isinstance(h.task(), _WRITING)]
-            self.schedule = _with_lifetimes(arranged)
-
-
-_WRITING = (SaveTensor, FinalizeModel, TensorWriterTask)
-
-
-def layer_order(targets: Sequence[TaskHandle], stages: Sequence[TaskHandle]) -> list[TaskHandle]:
-    """MergeKit's schedule of each stage, one after the other, then that of what is left.
-
-    MergeKit's own order is that of the tensors' names as text (0, 1, 10, 11, ..., 2, 20, ...), so
-    that what a watch holds would grow to most of the model. Here the tensors of one stage are
-    made, saved, watched and let go of before those of the next.
-    """
-    saves: dict[TaskHandle, TaskHandle] = {
-        handle.arguments()["tensor"]: handle
-        for handle in targets
-        if isinstance(handle.task(), SaveTensor)
-    }
-    parts = [
-        [*(saves[dep] for dep in stage.arguments().values() if dep in saves), stage]
-        for stage in stages
-    ]
-    done: dict[TaskHandle, None] = {}
-    for part in [*parts, list(targets)]:
-        left = [handle for handle in part if handle not in done]
-        done |= dict.fromkeys(build_schedule(left, cached_values=dict(done)).tasks)
-    return list(done)
-
-
-def stock_order(targets: Sequence[TaskHandle], stages: Sequence[TaskHandle]) -> list[TaskHandle]:
-    """MergeKit's own schedule, each stage put in where its tensors are there."""
-    own, due = [handle for handle in targets if handle not in stages], list(stages)
-    aside: dict[TaskHandle, list[TaskHandle]] = {}
-    for stage in stages:
-        for handle in stage.arguments().values():
-            if isinstance(handle.task(), SetAside):
-                aside.setdefault(handle.arguments()["tensor"], []).append(handle)
-    done: dict[TaskHandle, None] = {}
-    # Of its own targets alone: with more of them it would break ties another way.
-    for handle in build_schedule(own, cached_values={}).tasks:
-        done |= dict.fromkeys([handle, *aside.get(handle, ())])
-        while due and done.keys() >= set(due[0].arguments().values()):
-            done[due.pop(0)] = None
-    return list(done)
-
-
-def _with_lifetimes(tasks: list[TaskHandle]) -> ExecutionSchedule:
-    """A value is let go of after the last task that takes it."""
-    last_use = {}
-    for index, task in enumerate(tasks):
-        last_use[task] = index
-        last_use |= dict.fromkeys(task.arguments().values(), index)
-    return ExecutionSchedule(tasks=tasks, last_use_index=last_use)

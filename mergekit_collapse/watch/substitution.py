@@ -14,7 +14,7 @@ from mergekit.io.tasks import SaveTensor
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 
-from mergekit_collapse.watch.layer_tasks import WatchedExecutor
+from mergekit_collapse.watch.layer_order import WatchedExecutor
 
 # From the output's configuration, the planned tensors and whether the layers come in order, to
 # what else is to be done.

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from mergekit_collapse.errors import CompatError, EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation, Source
+from mergekit_collapse.evaluation.judgement import layer_over, require_layers
 from mergekit_collapse.findings import printable
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.material import Material
 from mergekit_collapse.states.skeleton import NotLayeredError
-from mergekit_collapse.verdict import Reason, Verdict, passed
+from mergekit_collapse.verdict import Reason, Verdict
 from mergekit_collapse.watch.layer_tasks import WatchLayer, watch_layers
 from mergekit_collapse.watch.observer import NotFiniteError, Observer
 
@@ -88,7 +89,12 @@ class Watch:
         depth, show = self._observer.depth, self._material.options.progress
         self._bar = tqdm(total=depth, desc="watching", unit="layer", disable=not show)
         return watch_layers(
-            saves, self._observer.stage_of, depth + 2, self.step, in_layer_order=in_layer_order
+            saves,
+            self._observer.stage_of,
+            depth + 2,
+            self.step,
+            self._give_up,
+            in_layer_order=in_layer_order,
         )
 
     def step(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -108,11 +114,7 @@ class Watch:
             reason = Reason("finite", str(error), where, None, "not finite", None, _BROKEN)
             self._stop(error.layer, reason)
         except EvaluationError as error:
-            if self._decides:
-                raise
-            # The merge is judged when it is done; what only tells must not end it.
-            LOG.warning("the merge is watched no longer: %s", printable(str(error)))
-            self.blind, self._observer = str(error), None
+            self._give_up(error)
         else:
             if reading is not None:
                 self._readings.append(reading)
@@ -131,11 +133,6 @@ class Watch:
         layers = tuple(one for one in self._readings if one.layer > 0)
         if self._observer is None:
             raise EvaluationError(f"the merge was not watched: {self.blind or 'it did not run'}")
-        if self._stop_at is not None and all(one.worst is None for one in self._readings):
-            raise EvaluationError(
-                "monitor.stop_at is set, but no layer of the merged model can be held against an "
-                "expert's; remove it"
-            )
         if self._stopped is not None:
             layer, reason = self._stopped
             verdict = Verdict("warn", 0, (reason,))
@@ -151,6 +148,8 @@ class Watch:
                 verdict=verdict,
                 seconds=self._seconds,
             )
+        if self._stop_at is not None:
+            require_layers(self._readings)
         return Evaluation(
             self._source,
             None,
@@ -161,15 +160,23 @@ class Watch:
             seconds=self._seconds,
         )
 
+    def _give_up(self, error: EvaluationError) -> None:
+        """The merge is judged when it is done; what only tells must not end it.
+
+        Raises:
+            EvaluationError: the same, where the watch decides.
+        """
+        if self._decides:
+            raise error
+        LOG.warning("the merge is watched no longer: %s", printable(str(error)))
+        self.blind, self._observer = str(error), None
+
     def _judge(self, reading: LayerReading) -> None:
-        worst, limit = reading.worst, self._stop_at
-        # Written so that a NaN stops.
-        if limit is None or worst is None or worst <= limit:
+        if self._stop_at is None:
             return
         names = self._material.recipe.names
-        far = names[reading.distortion.index(worst)] if worst in reading.distortion else "an expert"
-        what = f"measured after layer {reading.layer}"
-        self._stop(reading.layer, passed("stop_at", what, far, worst, limit, _FAR))
+        if (reason := layer_over(reading, self._stop_at, names, _FAR)) is not None:
+            self._stop(reading.layer, reason)
 
     def _stop(self, layer: int, reason: Reason) -> None:
         self._stopped = layer, reason
