@@ -56,7 +56,7 @@ class CachedFiles:
         """Where the file of a key is, if it is there."""
         return self.folder / key[:2] / f"{key}{self.ending}"
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> bytearray | None:
         """What is kept under a key, which is thereby used; None if nothing is.
 
         Raises:
@@ -64,15 +64,22 @@ class CachedFiles:
         """
         path = self.path(key)
         try:
-            data = path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                data = bytearray(os.fstat(file.fileno()).st_size)
+                view, filled = memoryview(data), 0
+                while count := file.readinto(view[filled:]):
+                    filled += count
         except (FileNotFoundError, NotADirectoryError):
             return None
         with suppress(OSError):  # of a folder that may only be read
             os.utime(path)
         return data
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, *parts: bytes | memoryview) -> None:
         """Keep something; whoever reads at the same time sees what was there before, or this.
+
+        Args:
+            parts: written one after the other.
 
         Raises:
             OSError: it cannot be written; nothing is left of it.
@@ -82,7 +89,7 @@ class CachedFiles:
         handle, partial = tempfile.mkstemp(prefix=f".{key}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.writelines(parts)
             os.replace(partial, path)
         except BaseException:
             with suppress(OSError):

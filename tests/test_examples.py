@@ -10,6 +10,7 @@ from mergekit.config import MergeConfiguration
 from mergekit_collapse.recipe.recipe import build_recipe, read_recipe
 from mergekit_collapse.recipe.schema import (
     BudgetBlock,
+    CacheBlock,
     CompatBlock,
     DropBlock,
     EvaluateBlock,
@@ -51,6 +52,7 @@ def test_the_commented_example_shows_every_key_with_its_default():
         (block["reweight"], ReweightBlock),
         (block["drop"], DropBlock),
         (block["substitute"], SubstituteBlock),
+        (block["cache"], CacheBlock),
     ):
         for key in model.model_fields:
             assert key in keys or re.search(rf"^ *# +(- )?{key}:", text, re.MULTILINE), key

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 import yaml
@@ -29,13 +30,13 @@ from mergekit_collapse.caches import open_caches
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.recipe.schema import CacheBlock
 from mergekit_collapse.report import terminal
-from mergekit_collapse.states import loader
+from mergekit_collapse.states import loader, streaming
 from mergekit_collapse.states import model_identity as identity
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.model_states import ModelRequest, ModelStates
-from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_bytes
+from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_parts
 from mergekit_collapse.states.states import LayerStatistics, ModelLayers
 
 OPTIONS = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
@@ -55,7 +56,7 @@ REQUEST = ModelRequest((2,), 2, "mean", True, True, 4096, "right")
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Names of the folders that were loaded, and how often any module ran, as one list each."""
+    """Names of the models that were run, whole or in a sweep, and every module that ran."""
     loaded, forwards = [], []
     load = loader._load
 
@@ -63,7 +64,13 @@ def seen(monkeypatch):
         loaded.append(Path(reference.model.path).name)
         return load(reference, options)
 
+    class NotedSweep(streaming.Sweep):
+        def __init__(self, model, batches, members, options):
+            loaded.extend(member.where.removeprefix("model ") for member in members)
+            super().__init__(model, batches, members, options)
+
     monkeypatch.setattr(loader, "_load", noted)
+    monkeypatch.setattr(streaming, "Sweep", NotedSweep)
     handle = register_module_forward_pre_hook(lambda module, _: forwards.append(type(module)))
     yield loaded, forwards
     handle.remove()
@@ -86,12 +93,16 @@ def store(**block):
     return open_caches(CacheBlock(**block)).states
 
 
-def measure(*models, profile=True, predictive=True, layers="last", pooling="mean", **more):
+def measure(
+    *models, whole=True, profile=True, predictive=True, layers="last", pooling="mean", **more
+):
     references = [ModelReference.parse(str(model)) for model in models]
     names = [f"expert-{i}" for i in range(len(references))]
     request = StateRequest(predictive, layers, pooling, profile)
     more.setdefault("store", store())
     probes, options = more.pop("probes", PROBES), more.pop("options", OPTIONS)
+    if not whole:
+        more["trial"] = LayeredTrial(references, probes, options)
     return collect(references, names, len(names), probes, request, options, **more)
 
 
@@ -109,7 +120,7 @@ def assert_same(first, second):
         assert a.dtype == b.dtype
         assert np.array_equal(a, b)
     assert first.predictive_reason == second.predictive_reason
-    assert (first.engine, first.hidden.layers) == (second.engine, second.hidden.layers)
+    assert first.hidden.layers == second.hidden.layers
 
 
 def record(seed=0, *, answers=True, layers=True):
@@ -125,6 +136,10 @@ def record(seed=0, *, answers=True, layers=True):
         None if answers else "(Encoder) has no head",
         profile if layers else None,
     )
+
+
+def to_bytes(found, key, told):
+    return bytearray(b"".join(to_parts(found, key, told)))
 
 
 def put(key, found, into=None):
@@ -154,14 +169,19 @@ def test_a_bit_flipped_anywhere_is_noticed():
     data = to_bytes(record(), KEY, {"model": "m"})
     for place in range(len(data)):
         for bit in (1, 128):
-            broken = data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+            broken = bytearray(data)
+            broken[place] ^= bit
             with pytest.raises(UnusableRecordError):
                 from_bytes(broken, KEY, PROBES, REQUEST)
 
 
 def test_a_file_cut_anywhere_or_longer_is_noticed():
     data = to_bytes(record(), KEY, {"model": "m"})
-    for broken in [*(data[:end] for end in range(0, len(data), 7)), data + b"\0", b"\xff" * 99]:
+    for broken in [
+        *(data[:end] for end in range(0, len(data), 7)),
+        data + b"\0",
+        bytearray(b"\xff" * 99),
+    ]:
         with pytest.raises(UnusableRecordError):
             from_bytes(broken, KEY, PROBES, REQUEST)
 
@@ -197,6 +217,15 @@ def test_a_whole_file_with_something_else_in_it_is_not_taken(found, why):
 def test_a_record_of_another_key_is_not_taken():
     with pytest.raises(UnusableRecordError, match="written for something else"):
         from_bytes(to_bytes(record(), KEY, {}), "cd" + KEY[2:], PROBES, REQUEST)
+
+
+def test_the_file_is_what_safetensors_reads():
+    found = record()
+    read = safetensors.numpy.load(bytes(to_bytes(found, KEY, {})))
+    assert np.array_equal(read["hidden.0"], found.hidden[0])
+    assert np.array_equal(read["answers"], found.answers)
+    assert read["layers.statistics"].shape == (3, 2)
+    assert len(read) == 7
 
 
 # The store.
@@ -287,18 +316,33 @@ def test_a_folder_that_cannot_be_written_or_read_is_said(own_cache, caplog):
     assert "cannot be read (Is a directory); states are measured again" in caplog.text
 
 
+def test_a_folder_that_may_only_be_read_is_read(monkeypatch, caplog):
+    put(KEY, record())
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("os.utime", "os.unlink", "tempfile.mkstemp"):
+        monkeypatch.setattr(f"mergekit_collapse.cached_files.{name}", refuse)
+    assert get(KEY) is not None
+    assert not caplog.records
+    put("cd" + KEY[2:], record())
+    assert "cannot be written (Read-only file system); states are not kept" in caplog.text
+
+
 # Collecting.
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "t5"])
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
 def test_found_states_are_those_that_were_computed(
-    tiny_model, variant, seen, architecture, pooling
+    tiny_model, variant, seen, architecture, pooling, whole
 ):
     loaded, forwards = seen
     models = [tiny_model(architecture), variant(tiny_model(architecture), 0.1)]
-    asked = {"layers": "all", "pooling": pooling, "profile": architecture != "t5"}
+    asked = {"layers": "all", "pooling": pooling, "profile": architecture != "t5", "whole": whole}
     plain = measure(*models, **asked, store=store(enabled=False))
     first = measure(*models, **asked)
     assert (plain.cached, first.cached, len(loaded)) == ((), (), 4)
@@ -432,8 +476,6 @@ FILES_CHANGED = {
     "header": lambda m: edit_weights(m / "model.safetensors", another_name),
     "data": lambda m: edit_weights(m / "model.safetensors", more_of_everything),
     "time": lambda m: os.utime(m / "model.safetensors", ns=(1, 1)),
-    "code": lambda m: (m / "modeling_own.py").write_text("x = 1"),
-    "code below": lambda m: ((m / "deep").mkdir(), (m / "deep" / "own.py").write_text("x = 1")),
     "other weights": lambda m: save_file({"x": torch.zeros(1)}, m / "more.safetensors"),
 }
 
@@ -481,6 +523,18 @@ def test_a_full_hash_sees_every_byte_and_no_time(copied):
     data[-5000] ^= 1
     weights.write_bytes(data)
     assert key_of(model, hash="full") != before
+
+
+@pytest.mark.parametrize("folder", ["", "deep"])
+def test_the_key_follows_code_that_is_trusted(copied, folder):
+    model = copied("model")
+    trusting = dataclasses.replace(OPTIONS, trust_remote_code=True)
+    before = key_of(model), key_of(model, options=trusting)
+    (model / folder).mkdir(exist_ok=True)
+    (model / folder / "own.py").write_text("x = 1")
+    # Nobody runs it where it is not.
+    assert key_of(model) == before[0]
+    assert key_of(model, options=trusting) != before[1]
 
 
 def test_code_from_another_repository_is_never_kept(copied):
@@ -561,16 +615,19 @@ def test_switched_off_nothing_is_kept_or_found(copied, tmp_path, seen, own_cache
 
 @pytest.mark.slow
 def test_the_outcome_of_a_trial_is_kept(tiny_model, seen):
-    loaded, _ = seen
+    loaded, forwards = seen
     models = [ModelReference.parse(str(tiny_model("llama")))]
-    for kept in (open_caches(CacheBlock()).layered,) * 2:
-        assert LayeredTrial(models, PROBES, OPTIONS, kept).reason() is None
-    assert len(loaded) == 1
+    kept = open_caches(CacheBlock()).layered
+    assert LayeredTrial(models, PROBES, OPTIONS, kept).reason() is None
+    assert forwards
+    forwards.clear()
+    assert LayeredTrial(models, PROBES, OPTIONS, kept).reason() is None
+    assert forwards == []
     two_sided = [ModelReference.parse(str(tiny_model("t5")))]
     for _ in range(2):
         trial = LayeredTrial(two_sided, PROBES, OPTIONS, open_caches(CacheBlock()).layered)
         assert "encoder-decoder" in trial.reason()
-    assert len(loaded) == 2
+    assert len(loaded) <= 1
 
 
 _CHECK = """

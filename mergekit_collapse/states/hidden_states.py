@@ -129,7 +129,8 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             found,
             partial(key, index),
             model=str(references[index]),
-            what=f"{len(probes.probes)} probes, {request.pooling}, layer {request.layers}",
+            what=f"{len(probes.probes)} probes, {request.pooling}, layer {request.layers},"
+            f" {options.dtype} on {options.device}",
         )
         arrays.put(index, found)
 

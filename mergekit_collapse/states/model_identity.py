@@ -35,8 +35,8 @@ def model_identity(
     Of a weight file that is its header, size, time and 64 KiB of its data, since the whole would
     take as long to read as to run; a moved or copied folder is the same model as long as its
     times are kept. A time of whole seconds was set by an archive or a build, perhaps for many
-    models alike, and then the place on the disk counts as well. Of configurations and Python
-    files it is the content.
+    models alike, and then the place on the disk counts as well. Of configurations it is the
+    content, as it is of code that the model is trusted to bring.
 
     Args:
         full: the content of weight files as well, and neither times nor places.
@@ -53,7 +53,7 @@ def model_identity(
     try:
         if options.trust_remote_code and any(map(_has_foreign_code, folders)):
             return None
-        files = [list(_told(folder, full)) for folder in folders]
+        files = [list(_told(f, full, options.trust_remote_code)) for f in folders]
     except OSError as error:
         raise EvaluationError(
             f"model {reference}: a file cannot be read: {error}; check it and its rights"
@@ -103,18 +103,19 @@ def _has_foreign_code(folder: Path) -> bool:
     return "--" in json.dumps(read_json(LocalFolder(folder), "config.json").get("auto_map"))
 
 
-def _told(folder: Path, full: bool) -> Iterator[tuple[object, ...]]:
-    for path in sorted(_files(folder)):
+def _told(folder: Path, full: bool, with_code: bool) -> Iterator[tuple[object, ...]]:
+    code = set(folder.rglob("*.py")) if with_code else set()
+    for path in sorted(_files(folder) | code):
         name = str(path.relative_to(folder))
         if path.suffix in _WEIGHTS:
             yield name, *(_content(path) if full else _outside(path))
-        elif path.name in _CONFIGS or path.name.endswith(_INDEX) or path.suffix == ".py":
+        elif path.name in _CONFIGS or path.name.endswith(_INDEX) or path in code:
             yield name, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(folder: Path) -> set[Path]:
-    """Those at the top, code below, and an index's shards, which may lie in folders below."""
-    found = {path for path in folder.iterdir() if path.is_file()} | set(folder.glob("*/**/*.py"))
+    """Those at the top, and the shards of an index, which may lie in folders below."""
+    found = {path for path in folder.iterdir() if path.is_file()}
     for index in folder.glob(f"*{_INDEX}"):
         placed = read_json(LocalFolder(folder), index.name).get("weight_map")
         names = placed.values() if isinstance(placed, dict) else ()

@@ -8,16 +8,13 @@ from dataclasses import replace
 import numpy as np
 from mergekit.common import ModelReference
 
-from mergekit_collapse.cached_files import (
-    SIZE_VARIABLE,
-    CachedFiles,
-)
+from mergekit_collapse.cached_files import SIZE_VARIABLE, CachedFiles
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.model_identity import conditions, digest, model_identity
 from mergekit_collapse.states.model_states import ModelRequest, ModelStates
-from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_bytes
+from mergekit_collapse.states.state_file import UnusableRecordError, from_bytes, to_parts
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +70,11 @@ class StateStore:
             data = self._files.read(key)
             found = None if data is None else from_bytes(data, key, probes, request)
         except OSError as error:
-            self._warn(f"{path}: cannot be read ({error.strerror or error})")
+            self._warn(f"{path}: cannot be read ({error.strerror or error})", "measured again")
             return None
         except UnusableRecordError as error:
             self._files.discard(key)
-            self._warn(f"{path}: {error}")
+            self._warn(f"{path}: {error}", "measured again")
             return None
         if found is not None and request.profile and found.layers is None and not found.unlayered:
             return None
@@ -106,23 +103,24 @@ class StateStore:
                 return
         except EvaluationError:
             return
-        data = to_bytes(found, key, {"model": model, "what": what})
-        if len(data) > self._limit:
-            size = f"{len(data) / 1e6:.1f} MB are over its limit of {self._limit / 1e6:.1f} MB"
+        parts = to_parts(found, key, {"model": model, "what": what})
+        total = sum(map(len, parts))
+        if total > self._limit:
+            size = f"{total / 1e6:.1f} MB are over its limit of {self._limit / 1e6:.1f} MB"
             logger.info("states of %s are not kept: %s (%s)", model, size, SIZE_VARIABLE)
             return
         try:
-            self._files.make_room(len(data), self._limit)
-            self._files.write(key, data)
+            self._files.make_room(total, self._limit)
+            self._files.write(key, *parts)
         except OSError as error:
-            self._warn(f"{self._files.folder}: cannot be written ({error.strerror or error})")
+            text = f"{self._files.folder}: cannot be written ({error.strerror or error})"
+            self._warn(text, "not kept")
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, text: str, end: str) -> None:
         """Once for reading and once for writing, however many models there are."""
-        what = "not kept" if "written" in text else "measured again"
-        level = logging.INFO if what in self._warned else logging.WARNING
-        self._warned.add(what)
-        logger.log(level, "cache: %s; states are %s", text, what)
+        level = logging.INFO if end in self._warned else logging.WARNING
+        self._warned.add(end)
+        logger.log(level, "cache: %s; states are %s", text, end)
 
 
 NO_STORE = StateStore(None, limit=0)
