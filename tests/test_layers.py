@@ -33,8 +33,9 @@ ROOMS = {
         tensor_stages layered layered_agreement layered_trial
     """,
     "geometry": """
-        rows scales distances chance_distances enclosing_ball minimax predicted bounds
-        merging_difficulty grouping resampling own_task geometry measured layer_reading
+        pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax
+        predicted bounds merging_difficulty grouping resampling own_task geometry measured
+        layer_reading
     """,
     "parameters": "conflict conflict_document lora_update task_vectors parameter_conflict",
     "verdict judging": "",
