@@ -160,6 +160,10 @@ def _fewer_experts(geometry: Geometry, limit: float, names: Sequence[str]) -> st
                 f"Merge {grouping.group_count} models instead of one: {shown} "
                 f"(ball {grouping.worst_radius_squared:.3g})."
             )
+    if (most := geometry.groups[-1].group_count) < len(names):
+        return (
+            f"No split into at most {most} models was found inside the limit; merge fewer experts."
+        )
     return "No two of these experts are inside the limit; use them apart or train them nearer."
 
 

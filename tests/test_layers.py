@@ -35,8 +35,9 @@ ROOMS = {
         streaming hidden_states
     """,
     "geometry": """
-        rows scales distances chance_distances enclosing_ball minimax predicted bounds
-        merging_difficulty grouping resampling own_task geometry measured layer_reading
+        pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax
+        predicted bounds merging_difficulty grouping resampling own_task geometry measured
+        layer_reading
     """,
     "parameters": "conflict conflict_document task_vectors parameter_conflict",
     "verdict judging": "",

@@ -9,6 +9,8 @@ from mergekit_collapse.geometry.rows import StateRows
 from mergekit_collapse.shapes import Float64, Int64
 
 MAX_PAIRS = 4096
+# 1 GiB of float64: less than 4,096 pairs from 182 experts on.
+MAX_VALUES = 2**27
 FEATURES_PER_BLOCK = 4096
 CANCELLED = 1e-6
 
@@ -33,7 +35,8 @@ def chance_distances(
 
     One seeded row stands for each probe. The probes are dealt at random into even groups and
     all ordered pairs within a group are taken: as many as fit into 4,096, which is all of them
-    up to 64 probes. So every probe counts about equally, and each state is read once.
+    up to 64 probes. So every probe counts about equally, and each state is read once. From 182
+    experts on it is as many as make 2^27 distances, which may leave probes out.
 
     Args:
         rows: finite states, not 0 where they must have norm 1 (``probe_distances`` has checked).
@@ -47,7 +50,8 @@ def chance_distances(
     rng = np.random.default_rng([seed, 1])
     starts = np.searchsorted(rows.probe_of_row, np.arange(rows.probe_count + 1))
     chosen = rng.integers(starts[:-1], starts[1:])
-    groups = _deal(rng.permutation(rows.probe_count))
+    most = max(2, min(MAX_PAIRS, MAX_VALUES // expert_count**2))
+    groups = _deal(rng.permutation(rows.probe_count), most)
     if not groups:
         return None
     pairs, squares = [], []
@@ -62,12 +66,12 @@ def chance_distances(
     return ChanceDistances(np.concatenate(pairs).astype(np.int64), np.sqrt(np.concatenate(squares)))
 
 
-def _deal(order: np.ndarray) -> list[np.ndarray]:
-    """Even groups of two or more; the fewest whose ordered pairs number at most MAX_PAIRS."""
-    order = order[:MAX_PAIRS]
+def _deal(order: np.ndarray, most: int) -> list[np.ndarray]:
+    """Even groups of two or more; the fewest whose ordered pairs number at most ``most``."""
+    order = order[:most]
     for count in range(1, len(order) // 2 + 1):
         size, larger = divmod(len(order), count)
-        if larger * (size + 1) * size + (count - larger) * size * (size - 1) <= MAX_PAIRS:
+        if larger * (size + 1) * size + (count - larger) * size * (size - 1) <= most:
             return np.array_split(order, count)
     return []
 

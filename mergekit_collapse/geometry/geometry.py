@@ -19,7 +19,13 @@ from mergekit_collapse.geometry.merging_difficulty import (
 )
 from mergekit_collapse.geometry.own_task import OwnTasks, PooledSample, own_task_distortion
 from mergekit_collapse.geometry.predicted import SUM_TOLERANCE, predicted_distortion
-from mergekit_collapse.geometry.resampling import Confidence, confidence, resample_weights
+from mergekit_collapse.geometry.probe_parts import probe_parts
+from mergekit_collapse.geometry.resampling import (
+    Confidence,
+    confidence,
+    resample_count,
+    resample_weights,
+)
 from mergekit_collapse.geometry.rows import select_probes
 from mergekit_collapse.geometry.scales import Scale, layer_scales
 from mergekit_collapse.shapes import Float64, Int64
@@ -55,7 +61,7 @@ class Geometry:
         predicted_reason: why that is None.
         chance: D̄°, the distance that unrelated experts would have; None below two probes.
         mds: one record for each of ``READINGS``.
-        groups: the curve for K = 1..N.
+        groups: the curve for K = 1..min(N, 64).
         profile: per layer, where there are several.
         own_task: the same on each task's own probes.
         confidence: intervals of the pooled quantities.
@@ -123,11 +129,13 @@ def measure(
     scale = scale if states.space == "hidden" else "none"
     every = np.arange(len(task_of_probe), dtype=np.int64)
     rows = select_probes(states, every, unit=scale == "unit", models=models)
-    weights = resample_weights(task_of_probe, seed)
+    matrices = 1 + len(states.values)
+    parts = probe_parts(task_of_probe, matrices, len(rows.models), seed)
+    weights = resample_weights(task_of_probe, seed, resample_count(expert_count), parts)
     scales = layer_scales(rows, range(expert_count), scale, weights, "all probes")
     scale_squared = tuple(s.squared for s in scales)
-    distances = probe_distances(rows, scale_squared)
-    distance, squared = distances.distance.mean(axis=0), distances.squared.mean(axis=0)
+    distances = probe_distances(rows, scale_squared, parts)
+    distance, squared = distances.mean_distance, distances.mean_squared
     between = squared[:expert_count, :expert_count]
     ball = enclosing_ball(between)
     coefficients, reason = _usable(coefficients, coefficients_reason)
@@ -138,7 +146,7 @@ def measure(
     chance = None if pairs is None else pairs.distance.mean(axis=0)
     apart = distance[:expert_count, :expert_count]
     mds = tuple(merging_difficulty(r, apart, chance) for r in READINGS)
-    per_layer = distances.layer_squared.mean(axis=1)[:, :expert_count, :expert_count]
+    per_layer = distances.layer_mean_squared[:, :expert_count, :expert_count]
     dimension = sum(v.shape[2] for v in states.values)
     sample = PooledSample(rows, expert_count, scale, distances, scales, task_of_probe, weights)
     return Geometry(

@@ -12,6 +12,10 @@ from mergekit_collapse.shapes import Float64
 
 EXACT_UP_TO = 10
 NEAREST_GROUPS = 3
+SLACK = 1e-9
+LONGEST = 64
+SEARCHED_UP_TO = 64
+MOVED_EXPERTS = 4096
 
 Group = tuple[int, ...]
 
@@ -34,12 +38,13 @@ class Grouping:
 
 
 def group_curve(squared: Float64[np.ndarray, "expert expert"]) -> tuple[Grouping, ...]:
-    """Partition of the experts into K groups with the least worst r², for K = 1..N.
+    """Partition of the experts into K groups with the least worst r², for K = 1..min(N, 64).
 
     The operational form of rate-distortion (log2 of K merged models instead of one).
     Among equals a smaller sum of r² is preferred. Never increases with K. Exact up to
     10 experts, by dynamic programming over subsets; beyond, complete linkage and moves of
-    single experts.
+    single experts while they help, and beyond 64 experts 4,096 / N moves for each K. More than
+    64 merged models are no answer to how to merge: the curve ends there.
 
     Args:
         squared: D² between experts, without the base.
@@ -122,9 +127,9 @@ def _best_partitions(balls: _Balls) -> list[tuple[Group, ...]]:
 
 
 def _linked_partitions(squared: np.ndarray) -> Iterable[tuple[Group, ...]]:
-    """Complete-linkage clusters for K = 1..N."""
+    """Complete-linkage clusters for K = 1..min(N, 64)."""
     tree = linkage(squareform(np.sqrt(squared), checks=False), method="complete")
-    for count in range(1, len(squared) + 1):
+    for count in range(1, min(len(squared), LONGEST) + 1):
         labels = fcluster(tree, count, criterion="maxclust")
         groups = [tuple(np.flatnonzero(labels == k).tolist()) for k in np.unique(labels)]
         while len(groups) < count:  # ties leave fewer clusters than asked for
@@ -144,19 +149,27 @@ def _split_worst(balls: _Balls, groups: tuple[Group, ...]) -> tuple[Group, ...]:
 
 def _improve(balls: _Balls, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """Move single experts out of the worst group, to the nearest ones, while that helps."""
-    while len(groups) > 1:
+    count = len(balls.squared)
+    moves = count**2 if count <= SEARCHED_UP_TO else MOVED_EXPERTS // count
+    for _ in range(moves if len(groups) > 1 else 0):
         worst = max(groups, key=balls.radius)
         limit = balls.radius(worst)
-        options = []
+        best, better = balls.cost(groups), None
         for i in balls.outermost(worst) if len(worst) > 1 else ():
+            left = tuple(j for j in worst if j != i)
             near = sorted((balls.reach(i, g), g) for g in groups if g != worst)[:NEAREST_GROUPS]
             for reach, group in near:
                 if reach / 4 < limit:
                     kept = [g for g in groups if g not in (worst, group)]
-                    left = tuple(j for j in worst if j != i)
-                    options.append((*kept, left, tuple(sorted((*group, i)))))
-        better = min(options, key=balls.cost, default=groups)
-        if not balls.cost(better) < balls.cost(groups):
+                    radii = [balls.radius(g) for g in kept]
+                    # A group that an expert joins does not shrink: no ball need be solved.
+                    least = [*radii, balls.radius(left), max(reach / 4, balls.radius(group))]
+                    if (max(least), sum(least) * (1 - SLACK)) < best:
+                        joined = tuple(sorted((*group, i)))
+                        radii += [balls.radius(left), balls.radius(joined)]
+                        if (max(radii), sum(radii)) < best:
+                            best, better = (max(radii), sum(radii)), (*kept, left, joined)
+        if better is None:
             break
         groups = better
     return groups

@@ -9,7 +9,7 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.distances import ProbeDistances, probe_distances
 from mergekit_collapse.geometry.minimax import Minimax, minimax_distortion
 from mergekit_collapse.geometry.predicted import predicted_distortion
-from mergekit_collapse.geometry.resampling import Interval, interval, resampled_squared
+from mergekit_collapse.geometry.resampling import Interval, interval, resampled_distortion
 from mergekit_collapse.geometry.rows import StateRows, select_probes
 from mergekit_collapse.geometry.scales import LayerScale, Scale, layer_scales
 from mergekit_collapse.shapes import Float64, Int64
@@ -80,6 +80,15 @@ class PooledSample:
     weights: Float64[np.ndarray, "resample probe"]
 
 
+@dataclass(frozen=True)
+class _OnProbes:
+    """The same, of one task."""
+
+    distances: ProbeDistances
+    scales: tuple[LayerScale, ...]
+    weights: Float64[np.ndarray, "resample probe"]
+
+
 def own_task_distortion(
     sample: PooledSample,
     tasks: Sequence[tuple[str, int | None]],
@@ -107,14 +116,14 @@ def own_task_distortion(
     if lacking:
         none = Interval(None, None, lacking)
         return OwnTasks(records, None, none, lacking, None, none, lacking)
-    owned = [(r, r.owner, drawn) for r, drawn in parts if r.owner is not None]
+    owned = [(r, r.owner, own) for r, own in parts if r.owner is not None]
     owners = np.array([owner for _, owner, _ in owned], dtype=np.int64)
     n = sample.expert_count
     matrices = np.stack([r.squared[:n, :n] for r, _, _ in owned if r.squared is not None])
     minimax = minimax_distortion(matrices, owners)
     alpha = np.zeros(len(sample.rows.models))
     alpha[:n] = minimax.weights
-    draws = [(drawn, owner) for _, owner, drawn in owned if drawn is not None]
+    draws = [(own, owner) for _, owner, own in owned if own is not None]
     predicted = [r.predicted_distortion for r, _, _ in owned if r.predicted_distortion is not None]
     worst, drift = None, Interval(None, None, reason)
     if coefficients is not None:
@@ -132,15 +141,15 @@ def _own_task(
     *,
     coefficients: Float64[np.ndarray, " model"] | None,
     reason: str | None,
-) -> tuple[OwnTask, Float64[np.ndarray, "resample model model"] | None]:
-    """The record, and D² on every resample."""
+) -> tuple[OwnTask, _OnProbes | None]:
+    """The record, and what resamples of the task are drawn from."""
     probes = np.flatnonzero(sample.task_of_probe == index).astype(np.int64)
     try:
-        distances, scales, weights = _on_probes(sample, probes, owner, f"task {name!r}")
+        own = _on_probes(sample, probes, owner, f"task {name!r}")
     except EvaluationError as error:
         why = str(error)
         return OwnTask(name, owner, len(probes), None, None, None, why, None, why), None
-    squared = distances.squared.mean(axis=0)
+    squared = own.distances.mean_squared
     predicted = None
     why_not = "no expert owns this task" if owner is None else reason
     if owner is not None and coefficients is not None:
@@ -149,19 +158,19 @@ def _own_task(
         name=name,
         owner=owner,
         probe_count=len(probes),
-        scale_squared=tuple(s.squared for s in scales),
-        distance=distances.distance.mean(axis=0),
+        scale_squared=tuple(s.squared for s in own.scales),
+        distance=own.distances.mean_distance,
         squared=squared,
         reason=None,
         predicted_distortion=predicted,
         predicted_reason=None if predicted is not None else why_not,
     )
-    return record, None if owner is None else resampled_squared(distances, scales, weights)
+    return record, own
 
 
 def _on_probes(
     sample: PooledSample, probes: Int64[np.ndarray, " probe"], owner: int | None, subject: str
-) -> tuple[ProbeDistances, tuple[LayerScale, ...], Float64[np.ndarray, "resample probe"]]:
+) -> _OnProbes:
     if not len(probes):
         raise EvaluationError(f"{subject} has no probes: give it rows")
     pooled = sample.rows
@@ -170,12 +179,14 @@ def _on_probes(
     # Resampling keeps the number of probes of a task, so the shares only need their own sum.
     weights = sample.weights[:, probes] * (len(sample.task_of_probe) / len(probes))
     scales = layer_scales(rows, experts, sample.scale, weights, subject)
+    parts, place = np.unique(sample.distances.part_of_probe[probes], return_inverse=True)
     ratios = [p.squared / s.squared for p, s in zip(sample.scales, scales, strict=True)]
     if len(set(ratios)) > 1:
-        return probe_distances(rows, [s.squared for s in scales]), scales, weights
-    distance = sample.distances.distance[probes] * np.sqrt(ratios[0])
-    squared = sample.distances.layer_squared[:, probes] * ratios[0]
-    return ProbeDistances(distance, squared), scales, weights
+        found = probe_distances(rows, [s.squared for s in scales], place)
+        return _OnProbes(found, scales, weights)
+    distance = sample.distances.distance[parts] * np.sqrt(ratios[0])
+    squared = sample.distances.layer_squared[:, parts] * ratios[0]
+    return _OnProbes(ProbeDistances(distance, squared, place), scales, weights)
 
 
 def _lacking(sample: PooledSample, tasks: Sequence[OwnTask]) -> str | None:
@@ -188,9 +199,12 @@ def _lacking(sample: PooledSample, tasks: Sequence[OwnTask]) -> str | None:
 
 
 def _worst_interval(
-    draws: Sequence[tuple[Float64[np.ndarray, "resample model model"], int]],
+    draws: Sequence[tuple[_OnProbes, int]],
     coefficients: Float64[np.ndarray, " model"],
     value: float,
 ) -> Interval:
-    values = [predicted_distortion(squared, coefficients)[:, owner] for squared, owner in draws]
+    values = [
+        resampled_distortion(own.distances, own.scales, own.weights, coefficients)[:, owner]
+        for own, owner in draws
+    ]
     return interval(np.max(np.stack(values), axis=0), value)

@@ -15,10 +15,16 @@ from mergekit_collapse.geometry.merging_difficulty import (
     similarities,
 )
 from mergekit_collapse.geometry.predicted import predicted_distortion
+from mergekit_collapse.geometry.probe_parts import part_weights, single_parts
 from mergekit_collapse.geometry.scales import LayerScale
 from mergekit_collapse.shapes import Float64, Int64
 
 RESAMPLES = 1000
+# Where so many distances would be drawn that it takes minutes: 2.5 % are five of them.
+FEWEST_RESAMPLES = 200
+DRAWN_VALUES = 2**28
+# 64 MiB of float64 at a time.
+BATCH_VALUES = 2**23
 LEVEL = 0.95
 
 
@@ -53,19 +59,31 @@ class Confidence:
 
 
 def resample_weights(
-    task_of_probe: Int64[np.ndarray, " probe"], seed: int, count: int = RESAMPLES
+    task_of_probe: Int64[np.ndarray, " probe"],
+    seed: int,
+    count: int = RESAMPLES,
+    part_of_probe: Int64[np.ndarray, " probe"] | None = None,
 ) -> Float64[np.ndarray, "resample probe"]:
     """Share of each probe in each resample; rows sum to 1.
 
-    Probes are drawn with replacement within their task, so each task keeps its share.
+    Parts of the probes (each probe by itself if None) are drawn with replacement within their
+    task, so each task keeps its share.
     """
     rng = np.random.default_rng([seed, 2])
+    parts = single_parts(len(task_of_probe)) if part_of_probe is None else part_of_probe
     weights = np.zeros((count, len(task_of_probe)))
     for task in np.unique(task_of_probe):
         probes = np.flatnonzero(task_of_probe == task)
-        size = len(probes)
-        weights[:, probes] = rng.multinomial(size, np.full(size, 1 / size), size=count)
+        mine, place = np.unique(parts[probes], return_inverse=True)
+        size = len(mine)
+        drawn = rng.multinomial(size, np.full(size, 1 / size), size=count)[:, place]
+        weights[:, probes] = drawn * (len(probes) / drawn.sum(axis=1, keepdims=True))
     return weights / len(task_of_probe)
+
+
+def resample_count(experts: int) -> int:
+    """1,000, and beyond 518 experts fewer: never less than 200."""
+    return max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWN_VALUES // experts**2))
 
 
 def resampled_squared(
@@ -74,11 +92,12 @@ def resampled_squared(
     weights: Float64[np.ndarray, "resample probe"],
 ) -> Float64[np.ndarray, "resample model model"]:
     """D² on every resample, the scale measured there too; NaN where that is degenerate."""
-    layers, probes, models, _ = distances.layer_squared.shape
+    layers, parts, models, _ = distances.layer_squared.shape
+    shares = part_weights(weights, distances.part_of_probe)
     total = np.zeros((len(weights), models * models))
     for squared, scale in zip(distances.layer_squared, scales, strict=True):
-        flat = squared.reshape(probes, models * models)
-        total += (weights @ flat) * (scale.squared / scale.resampled)[:, None]
+        flat = squared.reshape(parts, models * models)
+        total += (shares @ flat) * (scale.squared / scale.resampled)[:, None]
     result: Float64[np.ndarray, "resample model model"] = (total / layers).reshape(
         -1, models, models
     )
@@ -106,38 +125,72 @@ def confidence(
         weights: of ``resample_weights``.
         coefficients: the recipe's, or None with ``reason``.
     """
-    experts = len(ball.weights)
-    sample = distances.squared.mean(axis=0)
-    squared = resampled_squared(distances, scales, weights)
-    between = squared[:, :experts, :experts]
-    radii = np.full(len(weights), np.nan)
-    for b in np.flatnonzero(np.isfinite(between).all(axis=(1, 2))):
-        radii[b] = enclosing_ball(between[b], start=ball.weights).radius_squared
+    experts, count = len(ball.weights), len(weights)
+    sample = distances.mean_squared
+    diameter, radius = np.full(count, np.nan), np.full(count, np.nan)
+    scores = [np.full((count, experts), np.nan) for _ in mds]
+    step = max(1, BATCH_VALUES // experts**2)
+    for start in range(0, count, step):
+        batch = slice(start, start + step)
+        drawn_scales = [LayerScale(s.squared, s.resampled[batch]) for s in scales]
+        squared = resampled_squared(distances, drawn_scales, weights[batch])
+        squared = squared[:, :experts, :experts]
+        diameter[batch] = squared.max(axis=(1, 2))
+        for b in np.flatnonzero(np.isfinite(squared).all(axis=(1, 2))):
+            found = enclosing_ball(squared[b], start=ball.weights)
+            radius[start + b] = found.radius_squared
+        apart = _resampled_distance(distances, weights[batch])[:, :experts, :experts]
+        at_chance = None if chance is None else _resampled_chance(chance, weights[batch])
+        for one, drawn in zip(mds, scores, strict=True):
+            if one.similarity is not None:
+                drawn[batch] = difficulty_scores(similarities(one.reading, apart, at_chance))
     worst = Interval(None, None, reason)
     if coefficients is not None:
-        drawn = predicted_distortion(squared, coefficients)[:, :experts].max(axis=1)
+        predicted = resampled_distortion(distances, scales, weights, coefficients)
         value = float(predicted_distortion(sample, coefficients)[:experts].max())
-        worst = interval(drawn, value)
-    inner = distances.distance[:, :experts, :experts]
-    spread = (weights @ inner.reshape(len(inner), -1)).reshape(-1, experts, experts)
-    at_chance = None if chance is None else _resampled_chance(chance, weights)
-    diameter = float(sample[:experts, :experts].max())
+        worst = interval(predicted[:, :experts].max(axis=1), value)
     return Confidence(
-        diameter_squared=interval(between.max(axis=(1, 2)), diameter),
-        ball_radius_squared=interval(radii, ball.radius_squared),
+        diameter_squared=interval(diameter, float(sample[:experts, :experts].max())),
+        ball_radius_squared=interval(radius, ball.radius_squared),
         predicted_worst=worst,
-        mds=tuple(_mds_intervals(one, spread, at_chance) for one in mds),
+        mds=tuple(_mds_intervals(*one) for one in zip(mds, scores, strict=True)),
     )
 
 
+def resampled_distortion(
+    distances: ProbeDistances,
+    scales: Sequence[LayerScale],
+    weights: Float64[np.ndarray, "resample probe"],
+    coefficients: Float64[np.ndarray, " model"],
+) -> Float64[np.ndarray, "resample model"]:
+    """``predicted_distortion`` of D² on every resample, which is linear in D²: no N × N each."""
+    shares = part_weights(weights, distances.part_of_probe)
+    total = np.zeros((len(weights), len(coefficients)))
+    for squared, scale in zip(distances.layer_squared, scales, strict=True):
+        slope = squared @ coefficients
+        each = slope - (slope @ coefficients)[:, None] / 2
+        total += (shares @ each) * (scale.squared / scale.resampled)[:, None]
+    result: Float64[np.ndarray, "resample model"] = np.maximum(total / len(scales), 0.0)
+    return result
+
+
+def _resampled_distance(
+    distances: ProbeDistances, weights: Float64[np.ndarray, "resample probe"]
+) -> Float64[np.ndarray, "resample model model"]:
+    parts, models, _ = distances.distance.shape
+    flat = distances.distance.reshape(parts, models**2)
+    shares = part_weights(weights, distances.part_of_probe)
+    result: Float64[np.ndarray, "resample model model"] = (shares @ flat).reshape(
+        -1, models, models
+    )
+    return result
+
+
 def _mds_intervals(
-    mds: MergingDifficulty,
-    distance: Float64[np.ndarray, "resample expert expert"],
-    chance: Float64[np.ndarray, "resample expert expert"] | None,
+    mds: MergingDifficulty, scores: Float64[np.ndarray, "resample expert"]
 ) -> tuple[Interval, ...]:
     if mds.similarity is None:
         return tuple(Interval(None, None, reason) for reason in mds.reasons)
-    scores = difficulty_scores(similarities(mds.reading, distance, chance))
     return tuple(interval(s, value) for s, value in zip(scores.T, mds.mds, strict=True))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.geometry.pair_squares import ModelRow
 from mergekit_collapse.shapes import Float64, Int64
 from mergekit_collapse.states.states import SpaceStates
 
@@ -68,6 +69,26 @@ class StateRows:
                 )
                 block /= norms
             yield part, block
+
+    def model_row(self, layer: int, row: int) -> ModelRow:
+        """One row of all models, unread; unchecked, but that norms of 0 are refused."""
+        values = self.states.values[layer][:, self.rows[row]]
+        if not self.unit:
+            return ModelRow(values)
+        norms = np.sqrt(np.einsum("mf,mf->m", values, values, dtype=np.float64))
+        self._refuse(range(len(norms)), norms != 0, "zero", "use scale: variance", layer)
+        return ModelRow(values, norms)
+
+    def refuse_row(self, layer: int, row: int) -> None:
+        """Raise with the names of the models whose states are NaN or infinite there.
+
+        Raises:
+            EvaluationError: always, unless all are finite.
+        """
+        values = self.states.values[layer][:, self.rows[row]]
+        finite = np.isfinite(values).all(axis=1)
+        models = range(len(finite))
+        self._refuse(models, finite, "NaN or infinite", "repair or replace this model", layer)
 
     def _refuse(
         self, models: Sequence[int], fine: np.ndarray, what: str, advice: str, layer: int

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.geometry.pair_squares import FEATURES_PER_BLOCK, LARGEST, MANY, SMALLEST
 from mergekit_collapse.geometry.rows import StateRows
 from mergekit_collapse.shapes import Float64
 
@@ -73,21 +74,11 @@ def _layer_scale(
     if scale in ("unit", "none"):
         return LayerScale(1.0, np.ones(len(weights)))
     probes = rows.probe_count
-    spread = np.zeros(probes)
-    energy = 0.0
-    gram = np.zeros((probes, probes)) if scale == "variance" else None
-    for expert in experts:
-        means = _probe_means(rows, layer, expert)
-        centre = means.mean(axis=0) if scale == "variance" else np.zeros(means.shape[1])
-        for part, block in rows.blocks(layer, [expert]):
-            share = rows.row_weight[part]
-            energy += float(np.einsum("rf,rf->r", block[0], block[0]) @ share)
-            states = block[0] - centre
-            squares = np.einsum("rf,rf->r", states, states) * share
-            np.add.at(spread, rows.probe_of_row[part], squares)
-        if gram is not None:
-            means -= centre
-            gram += means @ means.T
+    variance = scale == "variance"
+    moments = _fast_moments(rows, layer, experts, variance)
+    if moments is None:
+        moments = _moments(rows, layer, experts, variance)
+    spread, energy, gram = moments
     squared = float(spread.mean()) / len(experts)
     # Written so that NaN is refused.
     if not squared > DEGENERATE * energy / (probes * len(experts)):
@@ -102,6 +93,56 @@ def _layer_scale(
         resampled -= ((weights @ gram) * weights).sum(axis=1)
     resampled *= squared / float(resampled.mean())
     return LayerScale(squared, np.where(resampled > DEGENERATE * squared, resampled, np.nan))
+
+
+_Moments = tuple[Float64[np.ndarray, " probe"], float, Float64[np.ndarray, "probe probe"] | None]
+
+
+def _moments(rows: StateRows, layer: int, experts: Sequence[int], centred: bool) -> _Moments:
+    """Sums over experts: ||h - c||² and ||h||² of probes, and the Gram matrix of h - c."""
+    probes = rows.probe_count
+    spread, energy = np.zeros(probes), 0.0
+    gram = np.zeros((probes, probes)) if centred else None
+    for expert in experts:
+        means = _probe_means(rows, layer, expert)
+        centre = means.mean(axis=0) if centred else np.zeros(means.shape[1])
+        for part, block in rows.blocks(layer, [expert]):
+            share = rows.row_weight[part]
+            energy += float(np.einsum("rf,rf->r", block[0], block[0]) @ share)
+            states = block[0] - centre
+            squares = np.einsum("rf,rf->r", states, states) * share
+            np.add.at(spread, rows.probe_of_row[part], squares)
+        if gram is not None:
+            means -= centre
+            gram += means @ means.T
+    return spread, energy, gram
+
+
+def _fast_moments(
+    rows: StateRows, layer: int, experts: Sequence[int], centred: bool
+) -> _Moments | None:
+    """The same for many experts with a row a probe, by products in float32; None elsewhere.
+
+    None as well where float32 has no room, so that what is NaN is named by the slow way.
+    """
+    values, probes = rows.states.values[layer], rows.probe_count
+    if len(experts) < MANY or len(rows.rows) != probes:
+        return None
+    total, energy = np.zeros((probes, probes)), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for expert in experts:
+            for start in range(0, values.shape[2], FEATURES_PER_BLOCK):
+                block = values[expert, rows.rows, start : start + FEATURES_PER_BLOCK]
+                centre = block.mean(axis=0, dtype=np.float64) * centred
+                states = block - centre.astype(np.float32)
+                total += states @ states.T
+                energy += probes * float(centre @ centre)
+    spread = np.diag(total).copy()
+    # What was taken off is the mean but for rounding, so the parts of ||h||² add up.
+    energy += float(spread.sum())
+    if not SMALLEST < float(spread.min()) <= float(spread.max()) < LARGEST:
+        return None
+    return spread, energy, total if centred else None
 
 
 def _probe_means(rows: StateRows, layer: int, model: int) -> Float64[np.ndarray, "probe feature"]:

@@ -11,6 +11,7 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.chance_distances import chance_distances
 from mergekit_collapse.geometry.distances import probe_distances
 from mergekit_collapse.geometry.geometry import Geometry, measure
+from mergekit_collapse.geometry.pair_squares import MANY
 from mergekit_collapse.geometry.rows import StateRows, select_probes
 from mergekit_collapse.geometry.scales import layer_scales
 from mergekit_collapse.merge_options import hub_options, load_options
@@ -91,7 +92,7 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
     rows = select_probes(space, every, unit=scale == "unit", models=recipe.model_names)
     share = np.full((1, len(every)), 1 / len(every))
     scales = layer_scales(rows, range(count), scale, share, "all probes")
-    found = probe_distances(rows, [s.squared for s in scales])
+    found = probe_distances(rows, [s.squared for s in scales], np.zeros_like(every))
     chance = None
     if block.budget.mds is not None:
         chance = _chance(rows, count, [s.squared for s in scales], block.probes.seed)
@@ -100,8 +101,8 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
         probe_set=probe_set,
         probes=probes,
         space=space,
-        squared=found.squared.mean(axis=0)[:count, :count],
-        distance=found.distance.mean(axis=0)[:count, :count],
+        squared=found.mean_squared[:count, :count],
+        distance=found.mean_distance[:count, :count],
         chance=chance,
         device=states.device,
         dtype=states.dtype,
@@ -162,7 +163,13 @@ def _is_builtin(pool: PoolStates, name: str) -> bool:
 def _chance(
     rows: StateRows, count: int, scales_squared: Sequence[float], seed: int
 ) -> Float64[np.ndarray, "candidate candidate"] | None:
-    """D̄° of every two candidates, two blocks of them at a time."""
+    """D̄° of every two candidates, two blocks of them at a time where they are few.
+
+    Many are measured on fewer pairs of probes instead, which takes no longer than D̄.
+    """
+    if count >= MANY:
+        found = chance_distances(rows, count, scales_squared, seed)
+        return None if found is None else found.distance.mean(axis=0)
     result = np.zeros((count, count))
     blocks = [range(i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
     for i, first in enumerate(blocks):
