@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="1,000 experts, 512 probes, width 4,096"
     )
-    parser.add_argument("--no-measure", action="store_true", help="the steps alone")
+    parser.add_argument("--measure", action="store_true", help="the whole geometry after the steps")
     options = parser.parse_args()
     n, p, d = FULL if options.full else (options.experts, options.probes, options.width)
 
@@ -140,7 +140,7 @@ def main() -> None:
     ball = step("enclosing ball", lambda: enclosing_ball(squared))
     few = squared[: min(n, 64), : min(n, 64)]
     step(f"partition curve of {len(few)}", lambda: group_curve(few))
-    if not options.no_measure:
+    if options.measure:
         tasks = [(f"task {t}", t) for t in range(TASKS)]
         owned = np.arange(p) * TASKS // p
         weights = np.full(n, 1 / n)
