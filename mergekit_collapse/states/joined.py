@@ -9,7 +9,9 @@ from mergekit_collapse.states import storage
 from mergekit_collapse.states.layer_statistics import over_rounds
 from mergekit_collapse.states.states import ModelLayers, SpaceStates, States
 
-_Values = Float32[np.ndarray, "model row feature"]
+_First = Float32[np.ndarray, "model first feature"]
+_Second = Float32[np.ndarray, "model second feature"]
+_Both = Float32[np.ndarray, "model both feature"]
 
 
 def joined(first: States, second: States, *, idle: str) -> States:
@@ -57,7 +59,7 @@ def _space(first: SpaceStates, second: SpaceStates, probes: int) -> SpaceStates:
     )
 
 
-def _one_after_the_other(first: _Values, second: _Values, what: str) -> _Values:
+def _one_after_the_other(first: _First, second: _Second, what: str) -> _Both:
     models, rows, features = first.shape
     # Not by numpy's concatenate, which knows no file where memory ends.
     whole = storage.zeros((models, rows + second.shape[1], features), what)
