@@ -136,7 +136,6 @@ def adapters(work: Path, device: str, rounds: int) -> None:
     rows = [
         ("eight merged copies, obvious", "obvious", copies),
         ("eight merged copies, ours", "ours", copies),
-        ("eight adapters, whole (PEFT)", "whole", names),
         ("eight adapters, ours", "ours", names),
     ]
     found = [(name, fastest(mode, models, device, rounds)) for name, mode, models in rows]

@@ -1,7 +1,6 @@
 """Measured distortion against its closed forms and its theorem, and one layer's reading."""
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
@@ -28,8 +27,7 @@ PROPERTY = settings(deadline=None, max_examples=25)
 def few_resamples():
     """Intervals are not what is tested here, and a thousand resamples take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        few = functools.partial(geometry_module.resample_weights, count=4)
-        patch.setattr(geometry_module, "resample_weights", few)
+        patch.setattr(geometry_module, "resample_count", lambda _experts: 4)
         yield
 
 

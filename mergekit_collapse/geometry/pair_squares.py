@@ -50,7 +50,7 @@ def pair_squares(row: ModelRow) -> Float64[np.ndarray, "model model"]:
     where roundings do not all point one way. Equal models are at exactly 0; nothing is negative.
 
     Args:
-        row: finite, or the result is NaN where it is not.
+        row: where it is not finite, all of the result is NaN.
     """
     count = len(row.values)
     squares = np.zeros((count, count))
@@ -89,6 +89,8 @@ def _by_products(
     gram = _gram(row, models, centred_on_mean, np.float32)
     if not SMALLEST < float(np.diag(gram).max(initial=0.0)) < LARGEST:
         gram = _gram(row, models, centred_on_mean, np.float64)
+    if not np.isfinite(gram).all():
+        return np.full_like(gram, np.nan), np.zeros(gram.shape, dtype=bool)
     energy = np.diag(gram).copy()
     both = energy[:, None] + energy
     gram *= -2

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from mergekit_collapse.shapes import Float, Float64
+from mergekit_collapse.shapes import Float, Float32, Float64
 from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.counted_positions import CountedPositions
 from mergekit_collapse.states.states import LayerStatistics
@@ -52,6 +52,16 @@ class ActivationSample:
 
     def add(self, hidden: Float[torch.Tensor, "sequence position feature"], batch: Batch) -> None:
         """Take one batch's states, in any precision; those that do not count never enter."""
+        for _ in self.parts(hidden, batch):
+            pass
+
+    def parts(
+        self, hidden: Float[torch.Tensor, "sequence position feature"], batch: Batch
+    ) -> Iterator[tuple[slice, Float32[torch.Tensor, "sequence position feature"]]]:
+        """The same, handing out each part in float32 before it is added up.
+
+        A part is good until the next one is asked for, and not to be changed.
+        """
         own = self._positions.of(batch)
         # Apple's GPUs have no float64.
         hidden = hidden.cpu() if hidden.device.type == "mps" else hidden
@@ -59,18 +69,22 @@ class ActivationSample:
             self._rows = np.zeros((self._positions.size, hidden.shape[2]))
             self._sum = torch.zeros(hidden.shape[2], dtype=torch.float64, device=hidden.device)
             self._squares = self._sum.sum()
-        if own.first is None:
-            return
-        sampled = hidden[own.sequences.to(hidden.device), own.positions.to(hidden.device)]
-        self._rows[own.slots] = sampled.double().cpu().numpy()
-        if not self._count:
-            # Sums about a state keep the digits where all states are far from zero alike,
-            # and are exactly zero where all states are equal.
-            self._shift = hidden[own.first].float()
-        self._count += own.total
+        if own.first is not None:
+            sampled = hidden[own.sequences.to(hidden.device), own.positions.to(hidden.device)]
+            self._rows[own.slots] = sampled.double().cpu().numpy()
+            if not self._count:
+                # Sums about a state keep the digits where all states are far from zero alike,
+                # and are exactly zero where all states are equal.
+                self._shift = hidden[own.first].float()
+            self._count += own.total
         counted = own.counted.to(hidden.device)
         for part in sequence_chunks(hidden):
-            self._add_up(hidden[part], counted[part])
+            states = hidden[part].float()
+            yield part, states
+            if own.first is not None:
+                # In place where the states are a copy: memory that is new costs as much again.
+                into = states if hidden.dtype != torch.float32 else torch.empty_like(states)
+                self._add_up(torch.sub(states, self._shift, out=into), counted[part])
 
     def statistics(self) -> LayerStatistics:
         """Variance and effective rank, after every batch was added.
@@ -93,8 +107,7 @@ class ActivationSample:
             return LayerStatistics(math.nan, math.nan)
         return LayerStatistics(variance, effective_rank(self._rows))
 
-    def _add_up(self, states: torch.Tensor, counted: torch.Tensor) -> None:
-        centred = states - self._shift
+    def _add_up(self, centred: torch.Tensor, counted: torch.Tensor) -> None:
         lengths = torch.linalg.vector_norm(centred, dim=2)
         # Clearing what does not count would be a pass over everything, so it is done only where
         # 0 times it would not be 0.

@@ -149,7 +149,9 @@ class ModelRecorder:
         rows_per_probe: Int64[np.ndarray, " probe"],
         what: str,
     ) -> None:
-        finite = np.isfinite(values).all(axis=1)
+        # A sum of numbers that are not all finite is not either; two infinities cannot cancel.
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(values.sum(axis=1, dtype=np.float64))
         if not finite.all():
             probe = probe_of_row(rows_per_probe)[rows[~finite][0]]
             raise EvaluationError(

@@ -200,13 +200,13 @@ def _run(
             every += further
         members.append(Member(f"model {one.name}", its_files.staged, adapter, pairs))
     names = asked[0].name if len(asked) == 1 else f"{len(asked)} models"
+    stages, hide = len(files.staged.stages), not options.progress
     mend = "check that the model runs in transformers by itself"
     with (
         told_as_evaluation_error(f"model {', '.join(one.name for one in asked)}", mend),
-        tqdm(desc=printable(names), unit="layer", disable=not options.progress) as bar,
+        tqdm(total=stages, desc=printable(names), unit="layer", disable=hide) as bar,
     ):
         model = files.layered(every, answers=reason is None or bool(extras))
-        bar.reset(total=model.depth + 2)
         Sweep(model, every, members, options).run(bar.update)
     for one, reader in zip(asked, readers, strict=True):
         put(one, reader.states())

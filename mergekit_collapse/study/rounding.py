@@ -8,6 +8,9 @@ from scipy.optimize import minimize
 from mergekit_collapse.shapes import Float64
 from mergekit_collapse.study.correlation import p_of, pearson_p
 
+# artanh 1 is infinite.
+_MOST = 1 - 1e-15
+
 
 @dataclass(frozen=True)
 class RoundedP:
@@ -37,8 +40,8 @@ def rounded_p(
     """Pearson's p with its range over the box |x' - x| ≤ half_x, |y' - y| ≤ half_y.
 
     p falls as |r| grows, so the ends are those of r, found by L-BFGS-B from the middle of the
-    box. Where |r| is far from 0 the gradient keeps its signs over so small a box, and the
-    ends are two of its corners.
+    box as those of artanh r, which still moves where r is all but 1. Where |r| is far from 0 the
+    gradient keeps its signs over so small a box, and the ends are two of its corners.
 
     Raises:
         ValueError: as in ``pearson_p``.
@@ -49,14 +52,15 @@ def rounded_p(
     bounds = list(zip(middle - 1, middle + 1, strict=True))
     scales = np.repeat([half_x, half_y], len(x))
 
-    def signed_r(
+    def signed_z(
         point: Float64[np.ndarray, " coordinate"], sign: float
     ) -> tuple[float, Float64[np.ndarray, " coordinate"]]:
         r, slope = _r_and_slope(*np.split(point * scales, 2))
-        return sign * r, sign * slope * scales
+        r = float(np.clip(r, -_MOST, _MOST))
+        return sign * np.arctanh(r), sign * slope * scales / (1 - r * r)
 
     ends = [
-        sign * minimize(signed_r, middle, args=(sign,), jac=True, bounds=bounds).fun
+        np.tanh(sign * minimize(signed_z, middle, args=(sign,), jac=True, bounds=bounds).fun)
         for sign in (1.0, -1.0)
     ]
     reached = [p_of(float(r), len(x)) for r in ends]
