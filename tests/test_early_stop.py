@@ -222,3 +222,24 @@ def test_a_plan_is_followed_on_the_rounds_that_it_was_made_on(copied, tmp_path):
     made = gate.run_plan(tmp_path / "plan.json", tmp_path / "out", QUIET)
     assert made.measurement.token_digest == planned.measurement.token_digest
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_layers_of_a_merge_spread_as_those_of_its_experts_over_the_same_rounds(
+    copied,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    # Two experts that are one: whatever is measured otherwise on one side shows as a ratio.
+    models = [copied("one"), copied("same")]
+    monkeypatch.setattr("mergekit_collapse.assessment._look", lambda *_: None)
+    path = recipe(tmp_path, models, (0.5, 0.5), rows=20, rehearse="always")
+    rehearsed = gate.check(path, QUIET)
+    assert rehearsed.measurement.stop.used.samples == 20
+    made = gate.run(recipe(tmp_path, models, (0.5, 0.5), rows=20), tmp_path / "out", QUIET)
+    for seen_merged in (rehearsed.rehearsal, made.monitor, made.evaluation):
+        assert seen_merged.layers
+        for layer in seen_merged.layers:
+            assert layer.worst == pytest.approx(0.0, abs=1e-6)
+            assert layer.variance_ratio == pytest.approx(1.0, rel=1e-4)
+            assert layer.rank_ratio == pytest.approx(1.0, rel=1e-3)
