@@ -2,16 +2,19 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 
+import numpy as np
 from mergekit.options import MergeOptions
 
 from mergekit_collapse import __version__
 from mergekit_collapse.caches import open_caches
-from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
+from mergekit_collapse.early_stop import in_rounds, rounds_of
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.expert_scores import ExpertScores
 from mergekit_collapse.evaluation.harness import require_tasks
 from mergekit_collapse.evaluation.scoring_set import scoring_set
@@ -25,13 +28,17 @@ from mergekit_collapse.parameters.parameter_conflict import base_of, parameter_c
 from mergekit_collapse.preflight.preflight import check_models
 from mergekit_collapse.preflight.tokenizers_agree import load_tokenizer
 from mergekit_collapse.probes.probes import gather_probes
-from mergekit_collapse.probes.tokens import tokenize
+from mergekit_collapse.probes.rounds import SCORED
+from mergekit_collapse.probes.tokens import TokenizedProbes, tokenize
 from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.recipe.schema import CompatBlock
 from mergekit_collapse.report.report import Measurement, Report
+from mergekit_collapse.shapes import Float64
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.states import SpaceStates
+from mergekit_collapse.states.states import SpaceStates, States
+from mergekit_collapse.stopping import Outcome, deciding_quantities, outcome
 from mergekit_collapse.verdict import ALLOW
 
 LOG = logging.getLogger(__name__)
@@ -105,31 +112,44 @@ def assess(
         tokenizer = load_tokenizer(preflight.tokenizer_model, **hub_options(options))
         most = block.probes.max_tokens
         probes = tokenize(probe_set, tokenizer, most, encoder_decoder=two_sided)
-        if token_digest is not None and probes.digest != token_digest:
-            raise InvalidRecipeError(
-                f"the probes are not those of the plan: token digest {token_digest[:12]} there, "
-                f"{probes.digest[:12]} here; run `mergekit-collapse check --plan` again"
-            )
+        rounds = rounds_of(probes, token_digest)
         scoring = scoring_set(
-            probe_set, _choices(recipe), tokenizer, most, encoder_decoder=two_sided
+            probe_set.first(SCORED),
+            _choices(recipe),
+            tokenizer,
+            most,
+            encoder_decoder=two_sided,
         )
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
-    with clock.stage("states"):
-        full = block.cache.full
-        trial = LayeredTrial(recipe.models, probes, load, caches.layered, full=full)
-        own = ExpertScores(scoring, recipe.experts, load, caches.own_scores)
+    tasks = [(task.name, task.owner) for task in probe_set.tasks]
+    look = partial(_look, block, coefficients.alpha, tasks)
 
-        states = collect(
+    def collected(added: TokenizedProbes, number: int) -> States:
+        return collect(
             recipe.models,
             recipe.model_names,
             len(recipe.experts),
-            probes,
+            added,
             StateRequest("predictive" in block.space, block.layers, block.pooling, profile),
             load,
-            beside=own if scores else None,
+            beside=own if scores and number == 0 else None,
             trial=trial,
             store=caches.states,
         )
+
+    with clock.stage("states"):
+        full = block.cache.full
+        trial = LayeredTrial(recipe.models, probes.first(1), load, caches.layered, full=full)
+        own = ExpertScores(scoring, recipe.experts, load, caches.own_scores)
+        states, stop = in_rounds(
+            probes,
+            collected,
+            look,
+            samples=max(task.rows for task in probe_set.tasks),
+            rounds=rounds,
+        )
+    if stop is not None:
+        probe_set, probes = probe_set.first(len(stop.looks)), probes.first(len(stop.looks))
     if block.budget.space == "predictive" and states.predictive is None:
         raise EvaluationError(
             f"compat.budget.space is predictive, but {states.predictive_reason}; use space: hidden"
@@ -140,7 +160,7 @@ def assess(
             space,
             states.expert_count,
             probes.task_of_probe,
-            [(task.name, task.owner) for task in probe_set.tasks],
+            tasks,
             scale=block.scale,
             coefficients=coefficients.alpha,
             coefficients_reason=coefficients.note or "",
@@ -165,6 +185,7 @@ def assess(
         predictive=predictive,
         predictive_reason=states.predictive_reason,
         cached=states.cached,
+        stop=stop,
     )
     report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
     report = replace(report, geometry_verdict=verdict)
@@ -207,6 +228,35 @@ def _choices(recipe: Recipe) -> list[tuple[str, ...] | None]:
     block = recipe.compat.probes
     offered: list[tuple[str, ...] | None] = [task.choices for task in block.tasks]
     return [None, *offered] if block.builtin else offered
+
+
+def _look(  # noqa: PLR0917  (what a recipe fixes, then what each round brings)
+    block: CompatBlock,
+    alpha: Float64[np.ndarray, " model"] | None,
+    tasks: Sequence[tuple[str, int | None]],
+    states: States,
+    used: TokenizedProbes,
+    level: float,
+) -> Outcome | None:
+    """What the states of some rounds say of the limits that decide."""
+    space = states.predictive if block.budget.space == "predictive" else states.hidden
+    if space is None:
+        return "undefined"
+    try:
+        held = deciding_quantities(
+            space,
+            states.expert_count,
+            used.task_of_probe,
+            tasks,
+            scale=block.scale,
+            coefficients=alpha,
+            budget=block.budget,
+            seed=block.probes.seed,
+        )
+    except EvaluationError as error:
+        LOG.info("more probes are needed: %s", error)
+        return None
+    return outcome(held, level, refusing=block.on_violation in ("abort", "warn"))
 
 
 class Clock:

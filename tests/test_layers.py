@@ -26,21 +26,21 @@ ROOMS = {
         tokenizer_files adapter_files model_facts tokenizers_agree merge_rules
         model_differences tensor_differences preflight
     """,
-    "probes": "files probes tokens",
+    "probes": "files rounds probes tokens",
     "states": """
         states storage shelf pooling batching weights lora_update adapters loader model_identity
         forward model_states state_file state_store arrays counted_positions layer_statistics
         profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
         layered_agreement tensor_files ahead stage_tensors sweep layered_files layered_trial
-        streaming hidden_states
+        streaming hidden_states joined
     """,
     "geometry": """
         pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax
         predicted bounds merging_difficulty grouping resampling own_task geometry measured
-        layer_reading
+        layer_reading jackknife sequential
     """,
     "parameters": "conflict conflict_document task_vectors parameter_conflict",
-    "verdict judging": "",
+    "verdict judging stopping": "",
     "remedy": """
         weight_range protecting reweighting group_reading own_task_reading criterion dropping
         replacing splitting candidate_sets set_search set_proof choosing candidate_scores
@@ -64,7 +64,7 @@ ROOMS = {
         meters space_view evaluation_view html
     """,
     "merge_options caches cache_listing": "",
-    "assessment evaluating staging staging_folder rehearsing": "",
+    "early_stop assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
         change before_and_after changed_recipe moved_block group_limits remeasured weights fewer
         method split_recipes replacement_limits substitutes changed_files
@@ -90,7 +90,7 @@ ROOMS = {
     "cli __main__": "",
 }
 
-PURE = ["geometry", "verdict", "judging", "remedy"]
+PURE = ["geometry", "verdict", "judging", "stopping", "remedy"]
 IMPURE = {"torch", "transformers", "mergekit", "os", "io", "pathlib", "time", "datetime", "logging"}
 
 

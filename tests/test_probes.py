@@ -75,6 +75,48 @@ def test_builtin_probes_are_one_task(tmp_path):
     assert [(t.name, t.rows) for t in found.tasks] == [("builtin", 32)]
 
 
+def in_rounds(tmp_path, *tasks, **keys):
+    block = ProbesBlock.model_validate(
+        {"builtin": False, "samples": "auto", "tasks": list(tasks), **keys}
+    )
+    return gather_probes(block, [None] * len(tasks), tmp_path)
+
+
+def films(tmp_path, rows, name="films"):
+    found = [{"review": f"{name} {i}", "label": i} for i in range(rows)]
+    return {"name": name, "text": "{review}", "data": write(tmp_path, f"{name}.jsonl", found)}
+
+
+def test_rounds_double_until_a_task_has_no_more(tmp_path):
+    found = in_rounds(tmp_path, films(tmp_path, 300), films(tmp_path, 20, "few"))
+    assert found.rounds == (16, 32, 52, 84, 148)
+    assert [task.rows for task in found.tasks] == [128, 20]
+    assert in_rounds(tmp_path, films(tmp_path, 20)).rounds == (8, 16, 20)
+    assert in_rounds(tmp_path, films(tmp_path, 5)).rounds == (5,)
+
+
+def test_a_round_begins_with_those_before_it_whatever_other_tasks_there_are(tmp_path):
+    one, other = films(tmp_path, 300), films(tmp_path, 40, "other")
+    both = in_rounds(tmp_path, one, other)
+    for count, size in enumerate((8, 16, 32, 64), start=1):
+        part = both.first(count)
+        assert part.probes == both.probes[: part.rounds[-1]]
+        assert [task.rows for task in part.tasks] == [size, min(size, 40)]
+        alone = in_rounds(tmp_path, one).first(count)
+        assert [p.prompt for p in part.probes if p.task == 0] == [p.prompt for p in alone.probes]
+    assert len({both.first(count).digest for count in range(1, 6)}) == 5
+    assert both.first(9) == both
+
+
+def test_rounds_are_not_in_the_order_of_the_file(tmp_path):
+    first = in_rounds(tmp_path, films(tmp_path, 128)).first(1)
+    numbers = [int(probe.prompt.split()[1]) for probe in first.probes]
+    assert len(set(numbers)) == 8
+    assert max(numbers) > 32
+    other = in_rounds(tmp_path, films(tmp_path, 128), seed=1).first(1)
+    assert other.probes != first.probes
+
+
 @given(st.text(), st.text())
 def test_a_value_is_inserted_as_it_is(before, value):
     template = before.replace("{", "{{").replace("}", "}}") + "{x}"

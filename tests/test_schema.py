@@ -26,8 +26,14 @@ def test_an_empty_block_is_the_default_block(empty):
             {"probes": {"tasks": [{"name": "a", "data": "a.txt", "modle": "m"}]}},
             "compat.probes.tasks[0].modle: unknown key; did you mean 'model'?",
         ),
-        ({"probes": {"samples": "many"}}, "compat.probes.samples: input should be a valid integer"),
-        ({"probes": {"samples": 1}}, "compat.probes.samples"),
+        (
+            {"probes": {"samples": "many"}},
+            "compat.probes.samples: auto or a whole number of at least 2 is expected, got 'many'",
+        ),
+        ({"probes": {"samples": 1}}, "compat.probes.samples: auto or a whole number of at least 2"),
+        ({"probes": {"samples": True}}, "is expected, got True"),
+        ({"probes": {"samples": None}}, "is expected, got null"),
+        ({"probes": {"samples": [8]}}, "is expected, got a list"),
         ({"probes": {"builtin": False}}, "builtin: false leaves no probes"),
         (
             {"probes": {"tasks": [{"name": "a"}]}},

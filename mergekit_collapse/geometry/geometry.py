@@ -138,7 +138,7 @@ def measure(
     distance, squared = distances.mean_distance, distances.mean_squared
     between = squared[:expert_count, :expert_count]
     ball = enclosing_ball(between)
-    coefficients, reason = _usable(coefficients, coefficients_reason)
+    coefficients, reason = usable_coefficients(coefficients, coefficients_reason)
     predicted = None
     if coefficients is not None:
         predicted = tuple(predicted_distortion(squared, coefficients)[:expert_count].tolist())
@@ -200,9 +200,10 @@ def _check(
         raise EvaluationError("states, probes and tasks do not belong together")
 
 
-def _usable(
+def usable_coefficients(
     coefficients: Float64[np.ndarray, " model"] | None, reason: str
 ) -> tuple[Float64[np.ndarray, " model"] | None, str | None]:
+    """Coefficients that sum to 1, for which predictions mean something; else None, and why."""
     if coefficients is None:
         return None, reason
     total = float(coefficients.sum())

@@ -81,7 +81,7 @@ class PooledSample:
 
 
 @dataclass(frozen=True)
-class _OnProbes:
+class OnProbes:
     """The same, of one task."""
 
     distances: ProbeDistances
@@ -141,11 +141,11 @@ def _own_task(
     *,
     coefficients: Float64[np.ndarray, " model"] | None,
     reason: str | None,
-) -> tuple[OwnTask, _OnProbes | None]:
+) -> tuple[OwnTask, OnProbes | None]:
     """The record, and what resamples of the task are drawn from."""
     probes = np.flatnonzero(sample.task_of_probe == index).astype(np.int64)
     try:
-        own = _on_probes(sample, probes, owner, f"task {name!r}")
+        own = on_probes(sample, probes, owner, f"task {name!r}")
     except EvaluationError as error:
         why = str(error)
         return OwnTask(name, owner, len(probes), None, None, None, why, None, why), None
@@ -168,9 +168,14 @@ def _own_task(
     return record, own
 
 
-def _on_probes(
+def on_probes(
     sample: PooledSample, probes: Int64[np.ndarray, " probe"], owner: int | None, subject: str
-) -> _OnProbes:
+) -> OnProbes:
+    """What was measured, on the probes of one task and in units of its owner's scale.
+
+    Raises:
+        EvaluationError: there are no probes, or they are not told apart.
+    """
     if not len(probes):
         raise EvaluationError(f"{subject} has no probes: give it rows")
     pooled = sample.rows
@@ -183,10 +188,10 @@ def _on_probes(
     ratios = [p.squared / s.squared for p, s in zip(sample.scales, scales, strict=True)]
     if len(set(ratios)) > 1:
         found = probe_distances(rows, [s.squared for s in scales], place)
-        return _OnProbes(found, scales, weights)
+        return OnProbes(found, scales, weights)
     distance = sample.distances.distance[parts] * np.sqrt(ratios[0])
     squared = sample.distances.layer_squared[:, parts] * ratios[0]
-    return _OnProbes(ProbeDistances(distance, squared, place), scales, weights)
+    return OnProbes(ProbeDistances(distance, squared, place), scales, weights)
 
 
 def _lacking(sample: PooledSample, tasks: Sequence[OwnTask]) -> str | None:
@@ -199,7 +204,7 @@ def _lacking(sample: PooledSample, tasks: Sequence[OwnTask]) -> str | None:
 
 
 def _worst_interval(
-    draws: Sequence[tuple[_OnProbes, int]],
+    draws: Sequence[tuple[OnProbes, int]],
     coefficients: Float64[np.ndarray, " model"],
     value: float,
 ) -> Interval:

@@ -139,8 +139,8 @@ def confidence(
         for b in np.flatnonzero(np.isfinite(squared).all(axis=(1, 2))):
             found = enclosing_ball(squared[b], start=ball.weights)
             radius[start + b] = found.radius_squared
-        apart = _resampled_distance(distances, weights[batch])[:, :experts, :experts]
-        at_chance = None if chance is None else _resampled_chance(chance, weights[batch])
+        apart = resampled_distance(distances, weights[batch])[:, :experts, :experts]
+        at_chance = None if chance is None else resampled_chance(chance, weights[batch])
         for one, drawn in zip(mds, scores, strict=True):
             if one.similarity is not None:
                 drawn[batch] = difficulty_scores(similarities(one.reading, apart, at_chance))
@@ -174,9 +174,10 @@ def resampled_distortion(
     return result
 
 
-def _resampled_distance(
+def resampled_distance(
     distances: ProbeDistances, weights: Float64[np.ndarray, "resample probe"]
 ) -> Float64[np.ndarray, "resample model model"]:
+    """D̄ on every resample, in units of the sample's own scale."""
     parts, models, _ = distances.distance.shape
     flat = distances.distance.reshape(parts, models**2)
     shares = part_weights(weights, distances.part_of_probe)
@@ -213,10 +214,10 @@ def interval(values: Float64[np.ndarray, " resample"], value: float | None) -> I
     return Interval(low, high, None if high is not None else INFINITE)
 
 
-def _resampled_chance(
+def resampled_chance(
     chance: ChanceDistances, weights: Float64[np.ndarray, "resample probe"]
 ) -> Float64[np.ndarray, "resample expert expert"]:
-    """A pair counts with the product of its probes' weights; NaN where no pair is left."""
+    """D̄°: a pair counts with the product of its probes' weights; NaN where no pair is left."""
     pairs, experts, _ = chance.distance.shape
     both = weights[:, chance.probes[:, 0]] * weights[:, chance.probes[:, 1]]
     total = both.sum(axis=1, keepdims=True)

@@ -1,11 +1,12 @@
 """The prompts that models are measured on: shipped ones and the user's own tasks."""
 
 import hashlib
+import itertools
 import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from re import Match
@@ -13,6 +14,7 @@ from typing import Any
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.files import FILE_KINDS, read_hub, read_rows
+from mergekit_collapse.probes.rounds import MOST, in_rounds
 from mergekit_collapse.recipe.schema import BUILTIN_TASK, TEMPLATE_FIELD, ProbesBlock, TaskBlock
 
 BUILTIN_VERSION = "1"
@@ -40,18 +42,36 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """All probes, task by task, and a digest of their texts."""
+    """All probes, and a digest of their texts.
+
+    Attributes:
+        probes: task by task, or where there are rounds, round by round.
+        rounds: how many probes there are after each round; empty where they come all at once.
+    """
 
     tasks: tuple[ProbeTask, ...]
     probes: tuple[Probe, ...]
     digest: str
+    rounds: tuple[int, ...] = ()
+
+    def first(self, rounds: int) -> "ProbeSet":
+        """What there is after so many rounds, or after all where there are fewer."""
+        if len(self.rounds) <= rounds:
+            return self
+        probes = self.probes[: self.rounds[rounds - 1]]
+        tasks = tuple(
+            replace(task, rows=sum(probe.task == index for probe in probes))
+            for index, task in enumerate(self.tasks)
+        )
+        return ProbeSet(tasks, probes, _digest(tasks, probes), self.rounds[:rounds])
 
 
 def gather_probes(block: ProbesBlock, owners: Sequence[int | None], folder: Path) -> ProbeSet:
     """Draw ``block.samples`` rows from every task, the shipped probes counting as one.
 
     The same seed draws the same rows, whatever other tasks the block has. A task with fewer
-    rows gives all of them; its count in the record says so.
+    rows gives all of them; its count in the record says so. Under ``auto`` it is at most 128
+    rows, in the rounds of ``probes.rounds``.
 
     Args:
         block: the ``probes`` part of the block.
@@ -62,7 +82,6 @@ def gather_probes(block: ProbesBlock, owners: Sequence[int | None], folder: Path
         EvaluationError: a file or data set is unreadable or empty, or a row lacks a field.
     """
     tasks: list[ProbeTask] = []
-    probes: list[Probe] = []
     drawn: list[tuple[str, int | None, str, list[tuple[str, str | None]]]] = []
     if block.builtin:
         texts = [(row["text"], None) for row in builtin_rows()]
@@ -70,19 +89,24 @@ def gather_probes(block: ProbesBlock, owners: Sequence[int | None], folder: Path
         drawn.append((BUILTIN_TASK, None, f"shipped probes, version {BUILTIN_VERSION}", chosen))
     for task, owner in zip(block.tasks, owners, strict=True):
         drawn.append((task.name, owner, task.data, _draw(_texts(task, folder), block, task.name)))
-    for index, (name, expert, source, rows) in enumerate(drawn):
+    for name, expert, source, rows in drawn:
         if not rows:
             raise EvaluationError(
                 f"probe task {name!r}: {source} holds no rows; give it some prompts"
             )
         tasks.append(ProbeTask(name, expert, source, len(rows)))
-        probes.extend(Probe(index, prompt, target) for prompt, target in rows)
-    digest = hashlib.sha256(
-        json.dumps(
-            [[t.name for t in tasks], [[p.task, p.prompt, p.target] for p in probes]]
-        ).encode()
-    )
-    return ProbeSet(tuple(tasks), tuple(probes), digest.hexdigest())
+    if block.samples == "auto":
+        added = in_rounds([(name, rows) for name, _, _, rows in drawn], block.seed)
+    else:
+        added = [[(i, row) for i, (_, _, _, rows) in enumerate(drawn) for row in rows]]
+    probes = [Probe(i, prompt, target) for one in added for i, (prompt, target) in one]
+    ends = tuple(itertools.accumulate(map(len, added))) if block.samples == "auto" else ()
+    return ProbeSet(tuple(tasks), tuple(probes), _digest(tasks, probes), ends)
+
+
+def _digest(tasks: Sequence[ProbeTask], probes: Sequence[Probe]) -> str:
+    texts = [[t.name for t in tasks], [[p.task, p.prompt, p.target] for p in probes]]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def builtin_rows() -> list[dict[str, str]]:
@@ -134,11 +158,12 @@ def _draw(
 ) -> list[tuple[str, str | None]]:
     """A uniform sample without replacement in one pass (Vitter's algorithm R), in file order."""
     rng = random.Random(f"{block.seed}:{name}")
+    samples = MOST if block.samples == "auto" else block.samples
     kept: list[tuple[int, tuple[str, str | None]]] = []
     for index, row in enumerate(rows):
-        if index < block.samples:
+        if index < samples:
             kept.append((index, row))
-        elif (slot := rng.randrange(index + 1)) < block.samples:
+        elif (slot := rng.randrange(index + 1)) < samples:
             kept[slot] = (index, row)
     return [row for _, row in sorted(kept, key=lambda pair: pair[0])]
 

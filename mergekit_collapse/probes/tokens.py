@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,32 @@ class TokenizedProbe:
 
 @dataclass(frozen=True)
 class TokenizedProbes:
-    """All probes in the order of the probe set, and a digest of their ids."""
+    """All probes in the order of the probe set, and a digest of their ids.
+
+    Attributes:
+        rounds: how many probes there are after each round; empty where they come all at once.
+    """
 
     probes: tuple[TokenizedProbe, ...]
     task_of_probe: Int64[np.ndarray, " probe"]
     digest: str
+    rounds: tuple[int, ...] = ()
+
+    def first(self, rounds: int) -> "TokenizedProbes":
+        """What there is after so many rounds, or after all where there are fewer."""
+        if len(self.rounds) <= rounds:
+            return self
+        return replace(self._part(0, self.rounds[rounds - 1]), rounds=self.rounds[:rounds])
+
+    def added(self, number: int) -> "TokenizedProbes":
+        """What one round adds, by its number from 0; all where there are no rounds."""
+        if not self.rounds:
+            return self
+        return self._part(self.rounds[number - 1] if number else 0, self.rounds[number])
+
+    def _part(self, start: int, end: int) -> "TokenizedProbes":
+        probes = self.probes[start:end]
+        return TokenizedProbes(probes, self.task_of_probe[start:end], digest_of(probes))
 
 
 def tokenize(
@@ -59,7 +80,7 @@ def tokenize(
             )
         probes.append(encoded)
     tasks = np.array([p.task for p in probe_set.probes], dtype=np.int64)
-    return TokenizedProbes(tuple(probes), tasks, digest_of(probes))
+    return TokenizedProbes(tuple(probes), tasks, digest_of(probes), probe_set.rounds)
 
 
 def digest_of(probes: Sequence[TokenizedProbe]) -> str:

@@ -81,7 +81,7 @@ def _lines(recipe: Recipe) -> list[str]:
         f"{FIELD}:  # read by mergekit-collapse: measured before the merge, judged after it",
         "  probes:",
         f"    builtin: {_word(d.probes.builtin)}  # the general prompts that come with it",
-        f"    samples: {d.probes.samples}  # at most this many prompts of each task",
+        f"    samples: {d.probes.samples}  # at most this many prompts of each task; or auto",
         *(f"    # {line}" for line in _tasks(recipe)),
         "  budget:  # null switches a limit off",
         f"    distortion: {d.budget.distortion}  # how far from every expert the best merge may be",

@@ -27,6 +27,19 @@ def _reject_boolean(value: Any) -> Any:
     return value
 
 
+def _samples(value: Any) -> Any:
+    """One message for a bad number instead of one for each branch of the union."""
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 2):
+        raise ValueError(f"auto or a whole number of at least 2 is expected, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return "null" if value is None else f"{value!r:.60}"
+
+
 def _listed(value: Any) -> Any:
     """``space: hidden`` means ``space: [hidden]``."""
     return [value] if isinstance(value, str) else value
@@ -136,7 +149,7 @@ class ProbesBlock(_Block):
     """Which prompts the models are measured on."""
 
     builtin: Flag = True
-    samples: Count = Field(default=32, ge=2)
+    samples: Annotated[Literal["auto"] | int, BeforeValidator(_samples)] = 32
     max_tokens: Count = Field(default=128, ge=2)
     seed: Count = Field(default=0, ge=0)
     tasks: tuple[TaskBlock, ...] = ()

@@ -92,6 +92,8 @@ def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
 def _joint(recipe: Recipe, pool: tuple[ModelReference, ...]) -> Recipe:
     """Experts and candidates side by side, of which only the distances are looked at."""
     budget = BudgetBlock(space=recipe.compat.budget.space, mds=None)
+    # Nothing is to be decided here, so that no limit may end the probes early.
+    budget = budget.model_copy(update={"distortion": None})
     names = (*recipe.names, *(str(model) for model in pool))
     return replace(
         recipe,

@@ -1,14 +1,14 @@
 """The report as ``report.json``: one JSON document, the same for every way in."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.geometry import Geometry
+from mergekit_collapse.geometry.sequential import LEVEL, SPENDING
 from mergekit_collapse.parameters.conflict_document import conflict_document
-from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.evaluation_document import evaluation_document, verdict_document
@@ -19,7 +19,8 @@ from mergekit_collapse.report.geometry_document import (
     scores_document,
 )
 from mergekit_collapse.report.remedy import remedy_document
-from mergekit_collapse.report.report import Report
+from mergekit_collapse.report.report import Measurement, Report
+from mergekit_collapse.stopping import Stop
 from mergekit_collapse.whole_file import write_whole
 
 FORMAT_VERSION = 1
@@ -65,7 +66,7 @@ def to_document(report: Report) -> dict[str, Any]:
             {"subject": f.subject, "message": f.message, "advice": f.advice}
             for f in (report.preflight.warnings if report.preflight is not None else ())
         ],
-        "probes": _probes(recipe, measured.probe_set, measured.token_digest) if measured else None,
+        "probes": _probes(recipe, measured) if measured else None,
         "forward": (
             {
                 "device": measured.device,
@@ -127,7 +128,8 @@ def _coefficients(found: Coefficients | None) -> dict[str, Any] | None:
     return {**defined("alpha", alpha, found.note), "exact": found.exact, "note": found.note}
 
 
-def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
+def _probes(recipe: Recipe, measured: Measurement) -> dict[str, Any]:
+    probe_set, stop = measured.probe_set, measured.stop
     tasks = [
         {
             "name": task.name,
@@ -138,10 +140,22 @@ def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
         for task in probe_set.tasks
     ]
     return {
-        "digest": digest,
+        "digest": measured.token_digest,
         "text_digest": probe_set.digest,
         "tasks": tasks,
-        "samples": recipe.compat.probes.samples,
+        "samples": recipe.compat.probes.samples if stop is None else stop.used.samples,
+        **defined("rounds", None if stop is None else _rounds(stop), "samples is not auto"),
+    }
+
+
+def _rounds(stop: Stop) -> dict[str, Any]:
+    return {
+        "looks": [asdict(look) for look in stop.looks],
+        "samples": stop.samples,
+        "probes": stop.probes,
+        "rule": SPENDING,
+        "level": LEVEL,
+        "spent": stop.spent,
     }
 
 

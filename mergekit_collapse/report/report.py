@@ -13,6 +13,7 @@ from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.remedy import Remedy
+from mergekit_collapse.stopping import Stop
 from mergekit_collapse.verdict import Verdict, concerns
 
 MADE_BEFORE = "the merge was made before"
@@ -27,6 +28,7 @@ class Measurement:
     Attributes:
         token_digest: of the probes' token ids.
         device, dtype, engine, predictive_reason, cached: as in ``States``.
+        stop: where measuring in rounds stopped; None where there were none.
     """
 
     probe_set: ProbeSet
@@ -38,6 +40,7 @@ class Measurement:
     predictive: Geometry | None
     predictive_reason: str | None
     cached: tuple[str, ...] = ()
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mergekit_collapse.report.merged_text import merged_lines
 from mergekit_collapse.report.remedy import remedy_lines
 from mergekit_collapse.report.report import Report, cell
 from mergekit_collapse.report.verdict_text import verdict_lines
+from mergekit_collapse.stopping import stop_text
 
 _SHADES = " ░▒▓█"
 _NAME_WIDTH = 32
@@ -95,6 +96,8 @@ def _experts(report: Report, geometry: Geometry) -> Iterator[str]:
             f"  {f'{index + 1:>2} {name}':<{width}} {cell(weight):>7} {score:>7} "
             f"{cell(predicted):>10} {cell(base):>8}"
         )
+    if report.measurement is not None and (stop := report.measurement.stop) is not None:
+        yield f"  {stop_text(stop)}"
     if report.measurement is not None and (cached := report.measurement.cached):
         yield f"  From the cache, not run again: {', '.join(map(_short, cached))}."
     if geometry.predicted is None:

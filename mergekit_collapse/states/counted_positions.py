@@ -43,15 +43,19 @@ class CountedPositions:
     the others', so that it is left out. The sample follows from the masks and the order of the
     probes alone: neither batches nor padding nor the model change it.
 
+    Args:
+        batches: of all probes.
+        among: the probes whose positions count; those of all if None.
+
     Attributes:
         total: how many count.
         size: how many are sampled, at most ``MAX_POSITIONS``.
     """
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[Batch], among: range | None = None) -> None:
         counts: dict[int, int] = {}
         for batch in batches:
-            pooled = batch.pooled.sum(dim=1).tolist()
+            pooled = _among(batch, among).sum(dim=1).tolist()
             counts.update(zip(batch.probes, (max(0, n - 1) for n in pooled), strict=True))
         offsets = dict(zip(sorted(counts), _starts(counts[p] for p in sorted(counts)), strict=True))
         self.total = sum(counts.values())
@@ -59,16 +63,32 @@ class CountedPositions:
         self.size = len(chosen)
         slots = np.full(self.total, -1, dtype=np.int64)
         slots[chosen] = np.arange(self.size, dtype=np.int64)
-        self._of = {batch.probes: _in_batch(batch, offsets, slots) for batch in batches}
+        self._of = {
+            batch.probes: _in_batch(batch, _among(batch, among), offsets, slots)
+            for batch in batches
+        }
 
     def of(self, batch: Batch) -> BatchPositions:
         """Those of one of the batches."""
         return self._of[batch.probes]
 
 
-def _in_batch(batch: Batch, offsets: dict[int, int], slots: np.ndarray) -> BatchPositions:
-    place = batch.pooled.cumsum(dim=1)
-    counted = (batch.pooled == 1) & (place > 1)
+def _among(batch: Batch, among: range | None) -> Int64[torch.Tensor, "sequence position"]:
+    """1 where a state is pooled, of the probes that count."""
+    if among is None:
+        return batch.pooled
+    counts = torch.tensor([probe in among for probe in batch.probes], dtype=torch.int64)
+    return batch.pooled * counts.unsqueeze(1)
+
+
+def _in_batch(
+    batch: Batch,
+    pooled: Int64[torch.Tensor, "sequence position"],
+    offsets: dict[int, int],
+    slots: np.ndarray,
+) -> BatchPositions:
+    place = pooled.cumsum(dim=1)
+    counted = (pooled == 1) & (place > 1)
     sequences, positions = torch.nonzero(counted, as_tuple=True)
     starts = np.array([offsets[p] for p in batch.probes], dtype=np.int64)
     numbers = starts[sequences.numpy()] + place[sequences, positions].numpy() - 2

@@ -1,7 +1,7 @@
 """How much a model's activations after one layer spread: variance and effective rank."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -116,6 +116,19 @@ class ActivationSample:
             centred.masked_fill_(stray.unsqueeze(2), 0.0)
         self._sum += counted.to(centred.dtype).flatten() @ centred.flatten(0, 1)
         self._squares += torch.where(counted, lengths, 0.0).double().square().sum()
+
+
+def over_rounds(found: Sequence[LayerStatistics], probes: Sequence[int]) -> LayerStatistics:
+    """Mean of the statistics of each round, weighted by its probes.
+
+    What is measured round by round is measured on no position twice. Rounds can differ in their
+    means; so a merged model is read in the same rounds.
+    """
+    total = sum(probes)
+    return LayerStatistics(
+        sum(one.variance * count for one, count in zip(found, probes, strict=True)) / total,
+        sum(one.effective_rank * count for one, count in zip(found, probes, strict=True)) / total,
+    )
 
 
 def effective_rank(rows: Float64[np.ndarray, "row feature"]) -> float:

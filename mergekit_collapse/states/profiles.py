@@ -1,5 +1,6 @@
 """One model's states after every layer, gathered batch by batch."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from mergekit_collapse.shapes import Float32, Int64
 from mergekit_collapse.states import storage
 from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.counted_positions import CountedPositions
-from mergekit_collapse.states.layer_statistics import ActivationSample
+from mergekit_collapse.states.layer_statistics import ActivationSample, over_rounds
 from mergekit_collapse.states.pooling import Pooling, pool
 from mergekit_collapse.states.states import LayerStatistics, ModelLayers
 
@@ -25,16 +26,25 @@ class LayerProfile:
         probe_count: P.
         pooling: of the recipe.
         batches: all that are to come, which fix the positions that are sampled.
+        rounds: how many probes there are after each round, whose statistics are taken apart
+            (``over_rounds``); empty where they come all at once.
     """
 
     def __init__(
-        self, depth: int, probe_count: int, pooling: Pooling, batches: Sequence[Batch]
+        self,
+        depth: int,
+        probe_count: int,
+        pooling: Pooling,
+        batches: Sequence[Batch],
+        rounds: Sequence[int] = (),
     ) -> None:
         self._pooling: Pooling = "mean" if pooling == "tokens" else pooling
         self._depth, self._probe_count = depth, probe_count
-        self._positions = CountedPositions(batches)
+        ends = list(rounds) or [probe_count]
+        self._rounds = [range(a, b) for a, b in itertools.pairwise([0, *ends])]
+        self._positions = [CountedPositions(batches, among) for among in self._rounds]
         self._pooled: Float32[np.ndarray, "layer probe feature"] | None = None
-        self._samples: dict[int, ActivationSample] = {}
+        self._samples: dict[int, list[ActivationSample]] = {}
         self._statistics: dict[int, LayerStatistics] = {}
 
     def add(self, layer: int, batch: Batch, hidden: Any) -> bool:
@@ -44,13 +54,17 @@ class LayerProfile:
             Whether all pooled states are finite.
         """
         if layer not in self._samples:
-            self._samples[layer] = ActivationSample(self._positions)
+            self._samples[layer] = [ActivationSample(one) for one in self._positions]
+        first, *others = self._samples[layer]
         mask = batch.pooled.to(hidden.device)
         pooled_of = _mean if self._pooling == "mean" else partial(pool, pooling=self._pooling)
         parts = [
             pooled_of(states, mask[part].to(states.device))
-            for part, states in self._samples[layer].parts(hidden, batch)
+            for part, states in first.parts(hidden, batch)
         ]
+        for probes, sample in zip(self._rounds[1:], others, strict=True):
+            if any(probe in probes for probe in batch.probes):
+                sample.add(hidden, batch)
         pooled = torch.cat(parts).cpu().numpy()
         if self._pooled is None:
             shape = (self._depth + 1, self._probe_count, pooled.shape[1])
@@ -74,7 +88,11 @@ class LayerProfile:
     def close(self, layer: int) -> tuple[Float32[np.ndarray, "probe feature"], LayerStatistics]:
         """The states of a layer of which every batch was added, and their spread."""
         assert self._pooled is not None
-        self._statistics[layer] = found = self._samples.pop(layer).statistics()
+        found = over_rounds(
+            [sample.statistics() for sample in self._samples.pop(layer)],
+            [len(probes) for probes in self._rounds],
+        )
+        self._statistics[layer] = found
         return self._pooled[layer], found
 
     def layers(self) -> ModelLayers:

@@ -232,7 +232,7 @@ class _ModelReader:
         self._profile = None
         if asked.request.profile:
             pooling, depth = asked.request.pooling, asked.request.depth
-            self._profile = LayerProfile(depth, len(probes.probes), pooling, batches)
+            self._profile = LayerProfile(depth, len(probes.probes), pooling, batches, probes.rounds)
 
     def hidden(self, layer: int, batch: Batch, states: torch.Tensor) -> None:
         if self._profile is not None and not self._profile.add(layer, batch, states):

@@ -66,7 +66,9 @@ def run_whole(
         )
         profile, unlayered = None, False
         if request.profile:
-            profile = LayerProfile(request.depth, len(probes.probes), request.pooling, batches)
+            profile = LayerProfile(
+                request.depth, len(probes.probes), request.pooling, batches, probes.rounds
+            )
         for batch in batches:
             asked = request.layers if profile is None else range(request.depth + 1)
             try:

@@ -77,7 +77,11 @@ class Observer:
             answers_reason=None if predictive else NOT_ASKED,
         )
         self._profile = LayerProfile(
-            self.depth, len(material.probes.probes), block.pooling, self._probe_batches
+            self.depth,
+            len(material.probes.probes),
+            block.pooling,
+            self._probe_batches,
+            material.probes.rounds,
         )
 
     def stage_of(self, tensor: str) -> int | None:
