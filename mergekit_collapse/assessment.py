@@ -31,6 +31,7 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
+from mergekit_collapse.states.memory_use import Meter
 from mergekit_collapse.states.states import SpaceStates
 from mergekit_collapse.verdict import ALLOW
 
@@ -113,6 +114,7 @@ def assess(
         scoring = scoring_set(
             probe_set, _choices(recipe), tokenizer, most, encoder_decoder=two_sided
         )
+    meter = Meter(load.device)
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     with clock.stage("states"):
         full = block.cache.full
@@ -165,6 +167,8 @@ def assess(
         predictive=predictive,
         predictive_reason=states.predictive_reason,
         cached=states.cached,
+        estimate=states.estimate,
+        used=meter.used() if states.estimate is not None else None,
     )
     report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
     report = replace(report, geometry_verdict=verdict)

@@ -11,6 +11,7 @@ from mergekit_collapse.parameters.conflict_document import conflict_document
 from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.estimate_document import estimate_document
 from mergekit_collapse.report.evaluation_document import evaluation_document, verdict_document
 from mergekit_collapse.report.geometry_document import (
     defined,
@@ -19,7 +20,7 @@ from mergekit_collapse.report.geometry_document import (
     scores_document,
 )
 from mergekit_collapse.report.remedy import remedy_document
-from mergekit_collapse.report.report import Report
+from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.whole_file import write_whole
 
 FORMAT_VERSION = 1
@@ -76,6 +77,7 @@ def to_document(report: Report) -> dict[str, Any]:
             if measured
             else None
         ),
+        **_estimate(measured),
         "geometry": geometry,
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
@@ -143,6 +145,15 @@ def _probes(recipe: Recipe, probe_set: ProbeSet, digest: str) -> dict[str, Any]:
         "tasks": tasks,
         "samples": recipe.compat.probes.samples,
     }
+
+
+def _estimate(measured: Measurement | None) -> dict[str, Any]:
+    """What running the models was expected to take, beside what it took."""
+    if measured is None or measured.estimate is None or measured.used is None:
+        return defined(
+            "estimate", None, _NOTHING_MERGED if measured is None else "no model was run"
+        )
+    return {"estimate": estimate_document(measured.estimate, measured.used)}
 
 
 def _remedy(report: Report) -> dict[str, Any]:

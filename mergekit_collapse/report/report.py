@@ -13,6 +13,8 @@ from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.remedy import Remedy
+from mergekit_collapse.states.estimate import Estimate
+from mergekit_collapse.states.memory_use import Used
 from mergekit_collapse.verdict import Verdict, concerns
 
 MADE_BEFORE = "the merge was made before"
@@ -26,7 +28,8 @@ class Measurement:
 
     Attributes:
         token_digest: of the probes' token ids.
-        device, dtype, engine, predictive_reason, cached: as in ``States``.
+        device, dtype, engine, predictive_reason, cached, estimate: as in ``States``.
+        used: what running the models and measuring distances took in truth.
     """
 
     probe_set: ProbeSet
@@ -38,6 +41,8 @@ class Measurement:
     predictive: Geometry | None
     predictive_reason: str | None
     cached: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+    used: Used | None = None
 
 
 @dataclass(frozen=True)
