@@ -211,14 +211,14 @@ def test_memory_is_obeyed_with_fewer_models_and_smaller_batches(tiny_model, tmp_
     fewer = run(models, tokens=160, options=within(peak - 1))
     assert (fewer.estimate.together, fewer.estimate.batch_tokens) == (2, 160)
     monkeypatch.setattr(run_plan, "_STATES_LIMIT", 1)
-    least = run(models, tokens=26).estimate.memory.peak
+    least = run(models, tokens=24).estimate.memory.peak
     found = run(models, tokens=160, options=within(least)).estimate
-    assert (found.together, found.batch_tokens, found.memory.peak) == (1, 26, least)
+    assert (found.together, found.batch_tokens, found.memory.peak) == (1, 24, least)
     with pytest.raises(EvaluationError) as caught:
         run(models, tokens=160, options=within(least - 1))
     told = str(caught.value)
     assert "measuring these models needs up to 30" in told
-    assert "of memory even with one model at a time and batches of 26 tokens (libraries 3" in told
+    assert "of memory even with one model at a time and batches of 24 tokens (libraries 3" in told
     assert "raise it, lower probes.samples or probes.max_tokens" in told
 
 
