@@ -45,6 +45,7 @@ class LayeredTrial:
         self._probes = list({len(p.prompt): p for p in shortest[: 8 * _PROBES]}.values())[:_PROBES]
         self._tried = self._looked = False
         self._reason: str | None = None
+        self._looked_at: dict[ModelReference, LayeredFiles] = {}
 
     def open(self, base: ModelReference) -> LayeredFiles:
         """A model that is to be run layer by layer, tried unless one was.
@@ -53,8 +54,8 @@ class LayeredTrial:
             NotLayeredError: it has to be run whole; says why.
             EvaluationError: there is no such model, or its weights cannot be read.
         """
-        batch, options = self._batch(), self._options
-        files = open_layered_files(base, options, batch)
+        batch, options = self.batch, self._options
+        files = self._looked_at.pop(base, None) or open_layered_files(base, options, batch)
         if not self._known():
             self._settle(
                 base,
@@ -69,6 +70,24 @@ class LayeredTrial:
         if self._reason is not None:
             raise NotLayeredError(self._reason)
         return files
+
+    def look(self, base: ModelReference) -> LayeredFiles:
+        """The same without a trial: no weight is read.
+
+        Raises:
+            NotLayeredError: it has to be read whole; a trial that is still due may find so too.
+            EvaluationError: there is no such model, or a file is truncated.
+        """
+        if self._known() and self._reason is not None:
+            raise NotLayeredError(self._reason)
+        if base not in self._looked_at:
+            self._looked_at[base] = open_layered_files(base, self._options, self.batch)
+        return self._looked_at[base]
+
+    @property
+    def due(self) -> bool:
+        """Whether the first model is going to be tried."""
+        return not self._known()
 
     def visit(self, index: int, model: Any) -> None:
         """Try the model of that number, which is whole in memory, unless one was tried."""
@@ -117,9 +136,11 @@ class LayeredTrial:
             return _ENCODER_DECODER
         config = read_config(reference, self._options)
         where = f"model {reference}"
-        return agrees_with_whole(model, config, self._options, where, self._batch())
+        return agrees_with_whole(model, config, self._options, where, self.batch)
 
-    def _batch(self) -> Batch:
+    @property
+    def batch(self) -> Batch:
+        """What a model is tried on."""
         return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
 
 
