@@ -1,10 +1,9 @@
 """Hidden states and answer distributions of every model on every probe."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from mergekit.common import ModelReference
@@ -18,15 +17,18 @@ from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.model_states import ModelRequest, ModelStates
 from mergekit_collapse.states.pooling import Pooling
+from mergekit_collapse.states.run_models import (
+    LAYERED,
+    WHOLE,
+    EachModel,
+    RunModels,
+    run_models,
+)
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
-from mergekit_collapse.states.streaming import Asked, Beside, stream
-from mergekit_collapse.states.whole_model import run_whole
+from mergekit_collapse.states.streaming import Asked, Beside
 
-logger = logging.getLogger(__name__)
-
-LAYERED, WHOLE, CACHE = "layer by layer", "whole-model", "none, all states were in the cache"
-EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
+CACHE = "none, all states were in the cache"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     beside: Beside | None = None,
     trial: LayeredTrial | None = None,
     each: EachModel = each_model,
+    run: RunModels = run_models,
     store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
@@ -77,6 +80,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         beside: what else the models that are run are run for.
         trial: of whether layers can be run apart; None to have every model whole in memory.
         each: what brings models into memory.
+        run: where they are run.
         store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
@@ -134,30 +138,31 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         )
         arrays.put(index, found)
 
-    def visit(place: int, model: Any) -> None:
-        index = whole[place]
-        put(index, run_whole(names[index], model, probes, wanted[index], progress=options.progress))
-        if trial is not None and request.profile:
-            trial.visit(index, model)
-        if beside is not None:
-            beside.visit(index, model)
-
-    engine, whole = CACHE if not missing else WHOLE, missing
-    if missing and trial is not None:
-        asked = [Asked(i, names[i], references[i], wanted[i]) for i in missing]
-        reasons = stream(
-            asked, probes, options, trial, beside=beside, put=lambda one, s: put(one.index, s)
-        )
-        whole = list(reasons)
-        engine = LAYERED
-        for index, reason in reasons.items():
-            logger.info("%s is loaded whole: %s", names[index], reason)
-            engine = f"{WHOLE} ({reason})" if len(whole) == len(missing) else f"{LAYERED}, in part"
-    if whole:
-        each([references[index] for index in whole], options, visit)
+    asked = [Asked(i, names[i], references[i], wanted[i]) for i in missing]
+    reasons = run(
+        asked,
+        probes,
+        options,
+        trial,
+        beside=beside,
+        each=each,
+        put=lambda one, found: put(one.index, found),
+    )
+    engine = _engine(len(missing), reasons)
     cached = tuple(name for index, name in enumerate(names) if index not in missing)
     states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
     return replace(states, cached=cached)
+
+
+def _engine(run: int, reasons: Mapping[int, str]) -> str:
+    """How the models were run, of which those with a reason were whole in memory."""
+    if not run:
+        return CACHE
+    if len(reasons) < run:
+        return f"{LAYERED}, in part" if reasons else LAYERED
+    # The last one's, where they have different ones.
+    *_, reason = reasons.values()
+    return f"{WHOLE} ({reason})" if reason else WHOLE
 
 
 def default_batch_tokens(device: str) -> int:
