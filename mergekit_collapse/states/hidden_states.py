@@ -12,18 +12,13 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
+from mergekit_collapse.states.devices import runner
 from mergekit_collapse.states.forward import depth
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.model_states import ModelRequest, ModelStates
 from mergekit_collapse.states.pooling import Pooling
-from mergekit_collapse.states.run_models import (
-    LAYERED,
-    WHOLE,
-    EachModel,
-    RunModels,
-    run_models,
-)
+from mergekit_collapse.states.run_models import LAYERED, WHOLE, EachModel, RunModels
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
 from mergekit_collapse.states.streaming import Asked, Beside
@@ -61,7 +56,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     beside: Beside | None = None,
     trial: LayeredTrial | None = None,
     each: EachModel = each_model,
-    run: RunModels = run_models,
+    run: RunModels | None = None,
     store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
@@ -80,7 +75,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         beside: what else the models that are run are run for.
         trial: of whether layers can be run apart; None to have every model whole in memory.
         each: what brings models into memory.
-        run: where they are run.
+        run: where they are run; None chooses by device.
         store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device.
         side: where batches are padded. Neither changes the result beyond rounding.
@@ -139,7 +134,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         arrays.put(index, found)
 
     asked = [Asked(i, names[i], references[i], wanted[i]) for i in missing]
-    reasons = run(
+    reasons = (run or runner(options.device))(
         asked,
         probes,
         options,
