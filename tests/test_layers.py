@@ -32,7 +32,7 @@ ROOMS = {
         forward model_states state_file state_store arrays counted_positions layer_statistics
         profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
         layered_agreement tensor_files ahead stage_tensors sweep layered_files layered_trial
-        streaming run_models parts device_process devices hidden_states
+        streaming run_models parts device_process devices on_ray hidden_states
     """,
     "geometry": """
         pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax
