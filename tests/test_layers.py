@@ -33,7 +33,8 @@ ROOMS = {
         arrays counted_positions layer_statistics profiles whole_model dry_forward skeleton
         tensor_stages layered whole_by_stage layered_agreement tensor_files ahead stage_tensors
         sweep layered_files layered_trial streaming model_figures sweep_figures memory_use
-        run_plan fewer_tokens missing_states hidden_states joined
+        run_models run_plan fewer_tokens missing_states parts device_process devices on_ray
+        hidden_states joined
     """,
     "geometry": """
         pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax

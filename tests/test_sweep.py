@@ -17,9 +17,10 @@ from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.states import run_plan, streaming
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
-from mergekit_collapse.states.hidden_states import LAYERED, StateRequest, collect
+from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.run_models import LAYERED
 from mergekit_collapse.states.stage_tensors import StagedFiles
 from mergekit_collapse.states.tensor_files import TensorFiles
 

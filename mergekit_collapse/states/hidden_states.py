@@ -1,9 +1,8 @@
 """Hidden states and answer distributions of every model on every probe."""
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from mergekit.common import ModelReference
@@ -12,6 +11,7 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
+from mergekit_collapse.states.devices import runner
 from mergekit_collapse.states.fewer_tokens import fewer_tokens
 from mergekit_collapse.states.forward import depth
 from mergekit_collapse.states.layered_trial import LayeredTrial
@@ -19,16 +19,13 @@ from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.missing_states import MissingStates
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.pooling import Pooling
+from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, EachModel, Room, RunModels
 from mergekit_collapse.states.run_plan import RunPlan, longest_probe, plan_run, tell
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
-from mergekit_collapse.states.streaming import Beside, stream
-from mergekit_collapse.states.whole_model import run_whole
+from mergekit_collapse.states.streaming import Beside
 
-logger = logging.getLogger(__name__)
-
-LAYERED, WHOLE, CACHE = "layer by layer", "whole-model", "none, all states were in the cache"
-EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
+CACHE = "none, all states were in the cache"
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     beside: Beside | None = None,
     trial: LayeredTrial | None = None,
     each: EachModel = each_model,
+    run: RunModels | None = None,
     store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
@@ -79,6 +77,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         beside: what else the models that are run are run for.
         trial: of whether layers can be run apart; None to have every model whole in memory.
         each: what brings models into memory.
+        run: where they are run; None chooses by device.
         store: models whose states it holds are not run, and those of the others are put there.
         batch_tokens: most tokens in a forward pass; None chooses by device. There are fewer where
             ``options.max_memory`` wants it, or where memory runs out.
@@ -133,75 +132,45 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             break
         tokens = plan.estimate.batch_tokens
         missing.find(tokens)
-    run = tuple(missing.indices)
-    together, reasons = plan.estimate.together if plan is not None else 1, dict[int, str]()
+    due = tuple(missing.indices)
+    room = ANY_ROOM if plan is None else Room(plan.estimate.together, plan.require_room)
+    reasons: dict[int, str] = {}
     told = False
     while missing.indices:
         try:
-            whole = missing.indices
-            if trial is not None and plan is not None:
-                found = stream(
-                    [missing.asked(index) for index in missing.indices],
-                    probes,
-                    options,
-                    trial,
-                    beside=beside,
-                    together=together,
-                    may_be_whole=plan.require_room,
-                    put=lambda one, states: missing.put(one.index, states),
-                )
-                reasons.update(found)
-                whole = list(found)
-            _run_whole(whole, missing, probes, options, trial, beside=beside, each=each)
+            found = (run or runner(options.device))(
+                [missing.asked(index) for index in missing.indices],
+                probes,
+                options,
+                trial,
+                beside=beside,
+                each=each,
+                room=room,
+                put=lambda one, states: missing.put(one.index, states),
+            )
         except EvaluationError as error:
             tokens = fewer_tokens(error, tokens, longest_probe(probes), first=not told)
         else:
+            reasons.update(found)
             break
         # Out of the handler, so that what the failed run held is gone.
-        told, together = True, max(1, together // 2)
+        told, room = True, replace(room, together=max(1, room.together // 2))
         missing.find(tokens)
-    cached = tuple(name for index, name in enumerate(names) if index not in run)
-    engine = _engine(len(run), reasons, names, layered=trial is not None)
+    cached = tuple(name for index, name in enumerate(names) if index not in due)
+    engine = _engine(len(due), reasons)
     states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
-    return replace(states, cached=cached, estimate=plan.estimate if run and plan else None)
+    return replace(states, cached=cached, estimate=plan.estimate if due and plan else None)
 
 
-def _run_whole(
-    indices: Sequence[int],
-    missing: MissingStates,
-    probes: TokenizedProbes,
-    options: LoadOptions,
-    trial: LayeredTrial | None,
-    *,
-    beside: Beside | None,
-    each: EachModel,
-) -> None:
-    asked = [missing.asked(index) for index in indices]
-
-    def visit(place: int, model: Any) -> None:
-        one = asked[place]
-        found = run_whole(one.name, model, probes, one.request, progress=options.progress)
-        missing.put(one.index, found)
-        if trial is not None and one.request.profile:
-            trial.visit(one.index, model)
-        if beside is not None:
-            beside.visit(one.index, model)
-
-    if asked:
-        each([one.reference for one in asked], options, visit)
-
-
-def _engine(count: int, reasons: Mapping[int, str], names: Sequence[str], *, layered: bool) -> str:
-    """How the models were run, of which there were ``count``."""
-    for index, reason in reasons.items():
-        logger.info("%s was loaded whole: %s", names[index], reason)
-    if not count:
+def _engine(run: int, reasons: Mapping[int, str]) -> str:
+    """How the models were run, of which those with a reason were whole in memory."""
+    if not run:
         return CACHE
-    if not layered:
-        return WHOLE
-    if len(reasons) == count:
-        return f"{WHOLE} ({list(reasons.values())[-1]})"
-    return f"{LAYERED}, in part" if reasons else LAYERED
+    if len(reasons) < run:
+        return f"{LAYERED}, in part" if reasons else LAYERED
+    # The last one's, where they have different ones.
+    *_, reason = reasons.values()
+    return f"{WHOLE} ({reason})" if reason else WHOLE
 
 
 def default_batch_tokens(device: str) -> int:

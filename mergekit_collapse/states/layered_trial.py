@@ -1,6 +1,8 @@
 """Whether a recipe's models give the same states layer by layer as they do whole."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mergekit.common import ModelReference
@@ -94,6 +96,24 @@ class LayeredTrial:
         if self._known() or self._references[index].lora is not None:
             return
         self._settle(self._references[index], self._try(self._references[index], model))
+
+    def settle(self, models: Iterable[ModelReference]) -> None:
+        """Try the first of some models that can be run layer by layer, unless one was tried.
+
+        Raises:
+            EvaluationError: there is no such model, or its weights cannot be read.
+        """
+        for base in dict.fromkeys(map(_bare, models)):
+            if self._known():
+                return
+            with suppress(NotLayeredError):
+                self.open(base)
+
+    def elsewhere(self, options: LoadOptions) -> "LayeredTrial":
+        """A copy of what is known, for another process or device; it keeps nothing."""
+        other = copy.copy(self)
+        other._options, other._kept = options, NOT_KEPT
+        return other
 
     def reason(self) -> str | None:
         """Why layers cannot be run by themselves; None if they can."""
