@@ -112,7 +112,7 @@ class LayeredTrial:
     def elsewhere(self, options: LoadOptions) -> "LayeredTrial":
         """A copy of what is known, for another process or device; it keeps nothing."""
         other = copy.copy(self)
-        other._options, other._kept = options, NOT_KEPT
+        other._options, other._kept, other._looked_at = options, NOT_KEPT, {}
         return other
 
     def reason(self) -> str | None:
