@@ -37,6 +37,7 @@ from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.shapes import Float64
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
+from mergekit_collapse.states.memory_use import Meter
 from mergekit_collapse.states.states import SpaceStates, States
 from mergekit_collapse.stopping import Outcome, deciding_quantities, outcome
 from mergekit_collapse.verdict import ALLOW
@@ -120,6 +121,7 @@ def assess(
             most,
             encoder_decoder=two_sided,
         )
+    meter = Meter(load.device)
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     tasks = [(task.name, task.owner) for task in probe_set.tasks]
     look = partial(_look, block, coefficients.alpha, tasks)
@@ -186,6 +188,8 @@ def assess(
         predictive_reason=states.predictive_reason,
         cached=states.cached,
         stop=stop,
+        estimate=states.estimate,
+        used=meter.used() if states.estimate is not None else None,
     )
     report = Report(recipe, coefficients, preflight, measurement, verdict, versions, clock.seconds)
     report = replace(report, geometry_verdict=verdict)

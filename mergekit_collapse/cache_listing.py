@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mergekit_collapse.byte_size import size_text
 from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.cached_files import (
     SIZE_VARIABLE,
@@ -32,10 +33,10 @@ def listing() -> str:
         InvalidRecipeError: the environment holds no valid size.
     """
     limit, files = size_limit(), all_cached_files()
-    lines = [f"{_time(f.used)}  {size(f.size):>9}  {f.kind:<10}  {_what(f)}" for f in files]
+    lines = [f"{_time(f.used)}  {size_text(f.size):>9}  {f.kind:<10}  {_what(f)}" for f in files]
     states = sum(file.size for file in files if file.kind == STATES[0])
-    total = f"{_count(files)}, {size(sum(file.size for file in files))}"
-    of_limit = f"states take {size(states)} of at most {size(limit)} ({SIZE_VARIABLE})"
+    total = f"{_count(files)}, {size_text(sum(file.size for file in files))}"
+    of_limit = f"states take {size_text(states)} of at most {size_text(limit)} ({SIZE_VARIABLE})"
     place = printable(str(cache_folder()))
     return "\n".join([*lines, f"{total} in {place}; {of_limit}"])
 
@@ -50,20 +51,12 @@ def cleared(older_than: int | None) -> str:
     if older_than is not None:
         files = [f for f in files if f.used < time.time() - older_than * _DAY]
     gone, problems = clear(files)
-    freed = f"{_count(gone)} removed, {size(sum(f.size for f in gone))} freed"
+    freed = f"{_count(gone)} removed, {size_text(sum(f.size for f in gone))} freed"
     if problems:
         raise EvaluationError(
             f"{freed}; {len(problems)} cannot be removed: {problems[0]}; check the rights there"
         )
     return freed
-
-
-def size(count: int) -> str:
-    """Bytes in the unit that gives one to three digits before the point."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.95 and len(units) > 1:
-        value, _ = value / 1000, units.pop(0)
-    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def _count(files: Sequence[CachedFile]) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekit_collapse.byte_size import parse_size
 from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.errors import InvalidRecipeError
 
@@ -21,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 SIZE_VARIABLE = "MERGEKIT_COLLAPSE_CACHE_SIZE"
 _DEFAULT_SIZE = 4 * 2**30
-_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE | re.ASCII)
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 # What is kept: name of the folder, ending of the files.
 STATES = ("states", ".safetensors")
@@ -187,15 +186,12 @@ def size_limit() -> int:
     text = os.environ.get(SIZE_VARIABLE, "").strip()
     if not text:
         return _DEFAULT_SIZE
-    match = _SIZE.fullmatch(text)
-    if match is None:
+    if (limit := parse_size(text)) is None:
         raise InvalidRecipeError(
             f"environment variable {SIZE_VARIABLE}: got {text[:60]!r}; write a size such as 2GB, "
             "512MiB or 0 (keep no states)"
         )
-    number, letter, binary = match.groups()
-    power = _POWERS[(letter or "").upper()]
-    return int(float(number) * (1024 if binary else 1000) ** power)
+    return limit
 
 
 def _scan(folder: Path | str) -> list["os.DirEntry[str]"]:

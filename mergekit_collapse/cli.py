@@ -17,6 +17,7 @@ from mergekit_collapse.commands.options import (
     apply,
     given_options,
     measuring_options,
+    memory_limit,
     plan_option,
     planning_options,
     recipe_and_out,
@@ -98,6 +99,7 @@ def _show(report: Report, options: MergeOptions, files: ReportFiles) -> None:
     help="Write the recipe as its on_violation changed it.",
 )
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+@memory_limit
 def check(
     *,
     recipe: Path,
@@ -139,6 +141,7 @@ def check(
 @report_files
 @plan_option("Make the merge that `check RECIPE --plan FILE` saved; RECIPE is left out.")
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+@memory_limit
 def run(
     *,
     places: tuple[Path, ...],
@@ -171,6 +174,7 @@ def run(
 @report_files
 @REPORT_FOLDER
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+@memory_limit
 def evaluate(
     *,
     recipe: Path,
@@ -255,19 +259,29 @@ def init(recipe: Path, in_place: bool) -> None:
 @click.option("--count", type=int, help="How many to choose, over the pool's own.")
 @click.option("--recipe", metavar="OUT.yml", type=_NewFile, help="Write the recipe of the chosen.")
 @click.option("--json", "json_file", metavar="FILE", callback=writable, help="Write it as JSON.")
+@click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Run the candidates on a Ray cluster, without ADDRESS on this machine's processors or "
+    "GPUs. Stands after POOL.",
+)
 @add_merge_options  # type: ignore[untyped-decorator]  # MergeKit ships no types
+@memory_limit
 def select(
     *,
     pool: Path,
     count: int | None,
     recipe: Path | None,
     json_file: str | None,
+    ray: str | None,
     merge_options: MergeOptions,
 ) -> None:
     """Choose from POOL, a YAML list of candidates, those that merge best under its budget."""
     require_other(recipe, pool)
     apply(merge_options)
-    found = select_from(pool, merge_options, count=count)
+    found = select_from(pool, merge_options, count=count, ray=ray)
     click.echo(selection_text(found), err=json_file == "-")
     if json_file is not None:
         write_text(selection_json(found), json_file, "--json")

@@ -382,3 +382,43 @@ def test_select_destroys_no_pool_and_writes_no_folder(tmp_path):
         assert done.exit_code == 2
         assert told in done.stderr
     assert pool.read_text(encoding="utf-8") == "candidates: [./a, ./b]\n"
+
+
+def test_what_a_check_will_take_is_said_first_and_reported_beside_what_it_took(write):
+    done = command("check", write("one", "two"))
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("expecting for 2 models: ")
+    assert "read, " in first
+    assert "FLOP, at most " in first
+    folder = write("one", "two").with_name("recipe.compat")
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["estimate"]
+    parts = dict(found["memory"])
+    assert found["used"]["peak_memory"] > 0
+    assert 0 < parts.pop("peak") <= sum(parts.values())
+    assert (found["models"], found["together"], found["whole"]) == (2, 1, [])
+
+
+def test_max_memory_is_refused_at_once(write, monkeypatch, tmp_path):
+    path = write("one", "two")
+    for asked in (
+        ("check", path),
+        ("run", path, tmp_path / "out"),
+    ):
+        done = command(*asked, QUIET, "--max-memory", "3MB")
+        assert done.exit_code == 1
+        assert "--max-memory is 3.0 MB; raise it, lower probes.samples" in done.stderr
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("MERGEKIT_COLLAPSE_MAX_MEMORY", "3MB")
+    assert "--max-memory is 3.0 MB" in command("check", path, QUIET).stderr
+    assert command("check", path, QUIET, "--max-memory", "64GB").exit_code == 0
+    monkeypatch.setenv("MERGEKIT_COLLAPSE_MAX_MEMORY", "much")
+    done = command("check", path, QUIET)
+    assert done.exit_code == 2
+    assert "MERGEKIT_COLLAPSE_MAX_MEMORY: got 'much'; write a size such as 8GB" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["lots", "0", "-1GB", ""])
+def test_a_size_that_is_none_is_a_usage_error(write, size):
+    done = command("check", write("one", "two"), "--max-memory", size)
+    assert done.exit_code == 2
+    assert "is no size; write it as 8GB, 900MB or 512MiB" in done.stderr

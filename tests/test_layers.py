@@ -13,8 +13,8 @@ PACKAGE = Path(mergekit_collapse.__file__).parent
 # The map of the house: rooms from front door to back, and inside a room likewise.
 ROOMS = {
     "": """
-        errors shapes switch karcher merge_methods findings foreign_errors cache_folder cached_files
-        kept_values whole_file json_file
+        errors shapes switch byte_size karcher merge_methods findings foreign_errors cache_folder
+        cached_files kept_values whole_file json_file
     """,
     "recipe": """
         schema validation compat_source text context groups recipe source_layers coefficients
@@ -28,11 +28,13 @@ ROOMS = {
     """,
     "probes": "files rounds probes tokens",
     "states": """
-        states storage shelf pooling batching weights lora_update adapters loader model_identity
-        forward model_states state_file state_store arrays counted_positions layer_statistics
-        profiles whole_model dry_forward skeleton tensor_stages layered whole_by_stage
-        layered_agreement tensor_files ahead stage_tensors sweep layered_files layered_trial
-        streaming hidden_states joined
+        figures workload storage peak_memory estimate states shelf pooling batching weights
+        lora_update adapters loader model_identity forward model_states state_file state_store
+        arrays counted_positions layer_statistics profiles whole_model dry_forward skeleton
+        tensor_stages layered whole_by_stage layered_agreement tensor_files ahead stage_tensors
+        sweep layered_files layered_trial streaming model_figures sweep_figures memory_use
+        run_models run_plan fewer_tokens missing_states parts device_process devices on_ray
+        hidden_states joined
     """,
     "geometry": """
         pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax
@@ -52,8 +54,9 @@ ROOMS = {
     "material finished_merge": "",
     "watch": "layer_tasks layer_order substitution observer watch rehearsal",
     "report": """
-        geometry_document remedy report evaluation_document document merged_text verdict_text
-        terminal stored stored_geometry stored_evaluation stored_remedy stored_report reader
+        geometry_document remedy report evaluation_document estimate_document document merged_text
+        verdict_text terminal stored stored_geometry stored_evaluation stored_remedy
+        stored_report reader
     """,
     "formats": """
         plain missing_keys readings stages change markdown card junit github scalars tracking

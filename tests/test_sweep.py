@@ -14,12 +14,13 @@ from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import streaming
+from mergekit_collapse.states import run_plan, streaming
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
-from mergekit_collapse.states.hidden_states import LAYERED, StateRequest, collect
+from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.run_models import LAYERED
 from mergekit_collapse.states.stage_tensors import StagedFiles
 from mergekit_collapse.states.tensor_files import TensorFiles
 
@@ -205,7 +206,7 @@ def test_states_do_not_depend_on_how_many_run_together(tiny_model, probes, tmp_p
     adapters = [make_adapter(base, tmp_path / f"a{i}", i) for i in range(3)]
     models = [f"{base}+{adapter}" for adapter in adapters]
     due = states_of(models, probes)
-    monkeypatch.setattr(streaming, "_STATES_LIMIT", 1)
+    monkeypatch.setattr(run_plan, "_STATES_LIMIT", 1)
     assert_same(states_of(models, probes), due)
 
 

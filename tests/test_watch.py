@@ -279,13 +279,24 @@ def watched(recipe, **settings):
     return watch, material
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [
+        *((architecture, "linear") for architecture in ARCHITECTURES),
+        *(("llama", method) for method in ("ties", "slerp", "karcher")),
+    ],
+)
 def test_the_states_are_those_of_transformers(
-    tiny_model, variant, tmp_path, monkeypatch, architecture
+    tiny_model, variant, tmp_path, monkeypatch, architecture, method
 ):
     monkeypatch.setattr(merge_options, "choose_dtype", lambda _device: torch.float32)
     base = tiny_model(architecture)
-    recipe = write(tmp_path, listed(variant(base, 0.02, 1), variant(base, 0.02, 2)))
+    one, two = variant(base, 0.02, 1), variant(base, 0.02, 2)
+    base = {"slerp": one, "karcher": None, "linear": None}.get(method, base)
+    keys = {"parameters": {"t": 0.3}} if method == "slerp" else {}
+    keys |= {} if base is None else {"base_model": str(base)}
+    settings = {"density": 0.5} if "ties" in method else {}
+    recipe = write(tmp_path, listed(one, two, **settings), merge_method=method, **keys)
     watch, material = watched(recipe)
     stock(recipe, tmp_path / "plain")
     whole = transformers.AutoModelForCausalLM.from_pretrained(

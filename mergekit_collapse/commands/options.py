@@ -10,8 +10,10 @@ import click
 from click.core import ParameterSource
 from mergekit.options import MergeOptions
 
+from mergekit_collapse.byte_size import EXAMPLES, parse_size
 from mergekit_collapse.commands.output import ReportFiles
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.merge_options import with_memory
 from mergekit_collapse.saved_plan.options import PLANNED, STANDING_FOR
 
 # Of mergekit-yaml's options, those about devices, caches, trust and talk.
@@ -48,6 +50,34 @@ def writable(_ctx: click.Context, _param: click.Parameter, name: str | None) -> 
                 f"ends in {', '.join(_REPORTS)}"
             )
     return name
+
+
+class _Size(click.ParamType[int]):
+    """Bytes, as ``8GB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = value if isinstance(value, int) else parse_size(value)
+        if not found:
+            self.fail(f"{value!r} is no size; write it as {EXAMPLES}", param, ctx)
+        return int(found)
+
+
+def memory_limit(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--max-memory SIZE``, put into the command's ``merge_options``."""
+
+    @functools.wraps(command)
+    def with_limit(*, max_memory: int | None, merge_options: MergeOptions, **rest: Any) -> Any:
+        return command(merge_options=with_memory(merge_options, max_memory), **rest)
+
+    return click.option(
+        "--max-memory",
+        type=_Size(),
+        metavar="SIZE",
+        help="Most memory for measuring, of this process or of the GPU, such as 8GB: fewer models "
+        "at a time and smaller batches, or refused before a weight is read.",
+    )(with_limit)
 
 
 def require_distinct(names: Mapping[str, str | None]) -> None:

@@ -24,6 +24,7 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.shapes import Float64
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
+from mergekit_collapse.states.on_ray import OnRay
 from mergekit_collapse.states.states import SpaceStates
 
 # Distances at chance are kept pair of probes by pair of probes: a few models at a time.
@@ -55,8 +56,13 @@ class PoolStates:
     dtype: str
 
 
-def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
+def measure_pool(
+    candidates: Candidates, options: MergeOptions, *, ray: str | None = None
+) -> PoolStates:
     """Run every candidate, and the base, once over the probes of the block.
+
+    Args:
+        ray: address of a Ray cluster that is to run them; see ``states.on_ray``.
 
     Raises:
         EvaluationError: as ``states.hidden_states.collect``; probes that cannot be read.
@@ -79,6 +85,7 @@ def measure_pool(candidates: Candidates, options: MergeOptions) -> PoolStates:
         StateRequest(predictive, block.layers, block.pooling),
         load,
         trial=LayeredTrial(recipe.models, probes, load, caches.layered, full=block.cache.full),
+        run=None if ray is None else OnRay(ray, caches.states),
         store=caches.states,
     )
     space = states.predictive if predictive else states.hidden

@@ -18,6 +18,7 @@ from mergekit_collapse.pool.pool_states import PoolStates, geometry_of, measure_
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.remedy.candidate_scores import CandidateScore, candidate_scores
 from mergekit_collapse.remedy.choosing import FEWEST, Choice
+from mergekit_collapse.states.on_ray import require_ray
 from mergekit_collapse.verdict import Verdict
 
 SAME_SCALE = 1e-9
@@ -64,7 +65,9 @@ class _Judged:
     verdict: Verdict
 
 
-def select(path: Path, options: MergeOptions, *, count: int | None = None) -> Selection:
+def select(
+    path: Path, options: MergeOptions, *, count: int | None = None, ray: str | None = None
+) -> Selection:
     """Choose from a pool; nothing is merged or written.
 
     With a number, the set of that many with the smallest ball whose members are within the
@@ -77,15 +80,20 @@ def select(path: Path, options: MergeOptions, *, count: int | None = None) -> Se
         path: the pool file.
         options: MergeKit's own.
         count: in the place of the file's ``choose.count``.
+        ray: address of a Ray cluster that runs the candidates, "" for one on this machine; None
+            for this process.
 
     Raises:
-        InvalidRecipeError: the file is wrong, or names models that cannot be merged.
+        InvalidRecipeError: the file is wrong, or names models that cannot be merged; there is no
+            such cluster.
         EvaluationError: the models or probes cannot be measured.
     """
     start = time.perf_counter()
+    if ray is not None:
+        require_ray()
     pool = read_pool(path, count)
     candidates = find_candidates(pool, options)
-    states = measure_pool(candidates, options)
+    states = measure_pool(candidates, options, ray=ray)
     sets = PoolSets(pool, candidates, states)
     tried: list[tuple[int, Verdict]] = []
 

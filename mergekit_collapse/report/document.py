@@ -11,6 +11,7 @@ from mergekit_collapse.geometry.sequential import LEVEL, SPENDING
 from mergekit_collapse.parameters.conflict_document import conflict_document
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.report.estimate_document import estimate_document
 from mergekit_collapse.report.evaluation_document import evaluation_document, verdict_document
 from mergekit_collapse.report.geometry_document import (
     defined,
@@ -77,6 +78,7 @@ def to_document(report: Report) -> dict[str, Any]:
             if measured
             else None
         ),
+        **_estimate(measured),
         "geometry": geometry,
         "similarity": {name: similarity for name, (similarity, _) in scores.items()},
         "mds": {name: mds for name, (_, mds) in scores.items()},
@@ -157,6 +159,15 @@ def _rounds(stop: Stop) -> dict[str, Any]:
         "level": LEVEL,
         "spent": stop.spent,
     }
+
+
+def _estimate(measured: Measurement | None) -> dict[str, Any]:
+    """What running the models was expected to take, beside what it took."""
+    if measured is None or measured.estimate is None or measured.used is None:
+        return defined(
+            "estimate", None, _NOTHING_MERGED if measured is None else "no model was run"
+        )
+    return {"estimate": estimate_document(measured.estimate, measured.used)}
 
 
 def _remedy(report: Report) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from mergekit_collapse.probes.probes import ProbeSet
 from mergekit_collapse.recipe.coefficients import Coefficients
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.remedy import Remedy
+from mergekit_collapse.states.estimate import Estimate
+from mergekit_collapse.states.memory_use import Used
 from mergekit_collapse.stopping import Stop
 from mergekit_collapse.verdict import Verdict, concerns
 
@@ -27,8 +29,9 @@ class Measurement:
 
     Attributes:
         token_digest: of the probes' token ids.
-        device, dtype, engine, predictive_reason, cached: as in ``States``.
+        device, dtype, engine, predictive_reason, cached, estimate: as in ``States``.
         stop: where measuring in rounds stopped; None where there were none.
+        used: what running the models and measuring distances took in truth.
     """
 
     probe_set: ProbeSet
@@ -41,6 +44,8 @@ class Measurement:
     predictive_reason: str | None
     cached: tuple[str, ...] = ()
     stop: Stop | None = None
+    estimate: Estimate | None = None
+    used: Used | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Hidden states and answer distributions of every model on every probe."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from mergekit.common import ModelReference
@@ -13,20 +11,21 @@ from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import CPU_TOKENS, GPU_TOKENS, Side
+from mergekit_collapse.states.devices import runner
+from mergekit_collapse.states.fewer_tokens import fewer_tokens
 from mergekit_collapse.states.forward import depth
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
-from mergekit_collapse.states.model_states import ModelRequest, ModelStates
+from mergekit_collapse.states.missing_states import MissingStates
+from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.pooling import Pooling
+from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, EachModel, Room, RunModels
+from mergekit_collapse.states.run_plan import RunPlan, longest_probe, plan_run, tell
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
-from mergekit_collapse.states.streaming import Asked, Beside, stream
-from mergekit_collapse.states.whole_model import run_whole
+from mergekit_collapse.states.streaming import Beside
 
-logger = logging.getLogger(__name__)
-
-LAYERED, WHOLE, CACHE = "layer by layer", "whole-model", "none, all states were in the cache"
-EachModel = Callable[[Sequence[ModelReference], LoadOptions, Callable[[int, Any], None]], None]
+CACHE = "none, all states were in the cache"
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     beside: Beside | None = None,
     trial: LayeredTrial | None = None,
     each: EachModel = each_model,
+    run: RunModels | None = None,
     store: StateStore = NO_STORE,
     batch_tokens: int | None = None,
     side: Side = "right",
@@ -77,13 +77,15 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         beside: what else the models that are run are run for.
         trial: of whether layers can be run apart; None to have every model whole in memory.
         each: what brings models into memory.
+        run: where they are run; None chooses by device.
         store: models whose states it holds are not run, and those of the others are put there.
-        batch_tokens: most tokens in a forward pass; None chooses by device.
+        batch_tokens: most tokens in a forward pass; None chooses by device. There are fewer where
+            ``options.max_memory`` wants it, or where memory runs out.
         side: where batches are padded. Neither changes the result beyond rounding.
 
     Raises:
         EvaluationError: a model that cannot be loaded or run, does not fit the others, or
-            answers NaN or infinity.
+            answers NaN or infinity; memory runs out, or ``options.max_memory`` is too little.
         InvalidRecipeError: a layer that the models do not have.
     """
     depths = [depth(read_config(reference, options)) for reference in references]
@@ -96,6 +98,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
         pooling=request.pooling,
         predictive=request.predictive,
     )
+    tokens = batch_tokens or default_batch_tokens(options.device)
     wanted = [
         ModelRequest(
             layers=(number,) if request.layers == "last" else layers,
@@ -103,61 +106,71 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             pooling=request.pooling,
             predictive=request.predictive,
             profile=request.profile and index < expert_count,
-            max_tokens=batch_tokens or default_batch_tokens(options.device),
+            max_tokens=tokens,
             side=side,
         )
         for index, number in enumerate(depths)
     ]
 
-    way = WHOLE if trial is None else LAYERED
-
-    def key(index: int) -> str | None:
-        return store.key(references[index], probes, wanted[index], options, way)
-
-    keys = [key(index) for index in range(len(references))]
-    missing = []
-    for index in range(len(references)):
-        found = store.get(keys[index], probes, wanted[index])
-        if found is None:
-            missing.append(index)
+    missing = MissingStates(
+        references,
+        names,
+        wanted,
+        probes,
+        options,
+        arrays=arrays,
+        store=store,
+        engine=WHOLE if trial is None else LAYERED,
+    )
+    missing.find(tokens)
+    plan: RunPlan | None = None
+    while missing.indices and trial is not None:
+        asked = [missing.asked(index) for index in missing.indices]
+        plan = plan_run(asked, len(names), probes, options, trial, beside=beside, tokens=tokens)
+        if plan.estimate.batch_tokens == tokens:
+            tell(plan.estimate, options)
+            break
+        tokens = plan.estimate.batch_tokens
+        missing.find(tokens)
+    due = tuple(missing.indices)
+    room = ANY_ROOM if plan is None else Room(plan.estimate.together, plan.require_room)
+    reasons: dict[int, str] = {}
+    told = False
+    while missing.indices:
+        try:
+            found = (run or runner(options.device))(
+                [missing.asked(index) for index in missing.indices],
+                probes,
+                options,
+                trial,
+                beside=beside,
+                each=each,
+                room=room,
+                put=lambda one, states: missing.put(one.index, states),
+            )
+        except EvaluationError as error:
+            tokens = fewer_tokens(error, tokens, longest_probe(probes), first=not told)
         else:
-            arrays.put(index, found)
-
-    def put(index: int, found: ModelStates) -> None:
-        store.put(
-            keys[index],
-            found,
-            partial(key, index),
-            model=str(references[index]),
-            what=f"{len(probes.probes)} probes, {request.pooling}, layer {request.layers},"
-            f" {options.dtype} on {options.device}",
-        )
-        arrays.put(index, found)
-
-    def visit(place: int, model: Any) -> None:
-        index = whole[place]
-        put(index, run_whole(names[index], model, probes, wanted[index], progress=options.progress))
-        if trial is not None and request.profile:
-            trial.visit(index, model)
-        if beside is not None:
-            beside.visit(index, model)
-
-    engine, whole = CACHE if not missing else WHOLE, missing
-    if missing and trial is not None:
-        asked = [Asked(i, names[i], references[i], wanted[i]) for i in missing]
-        reasons = stream(
-            asked, probes, options, trial, beside=beside, put=lambda one, s: put(one.index, s)
-        )
-        whole = list(reasons)
-        engine = LAYERED
-        for index, reason in reasons.items():
-            logger.info("%s is loaded whole: %s", names[index], reason)
-            engine = f"{WHOLE} ({reason})" if len(whole) == len(missing) else f"{LAYERED}, in part"
-    if whole:
-        each([references[index] for index in whole], options, visit)
-    cached = tuple(name for index, name in enumerate(names) if index not in missing)
+            reasons.update(found)
+            break
+        # Out of the handler, so that what the failed run held is gone.
+        told, room = True, replace(room, together=max(1, room.together // 2))
+        missing.find(tokens)
+    cached = tuple(name for index, name in enumerate(names) if index not in due)
+    engine = _engine(len(due), reasons)
     states = arrays.states(expert_count, options.device, options.dtype, engine=engine)
-    return replace(states, cached=cached)
+    return replace(states, cached=cached, estimate=plan.estimate if due and plan else None)
+
+
+def _engine(run: int, reasons: Mapping[int, str]) -> str:
+    """How the models were run, of which those with a reason were whole in memory."""
+    if not run:
+        return CACHE
+    if len(reasons) < run:
+        return f"{LAYERED}, in part" if reasons else LAYERED
+    # The last one's, where they have different ones.
+    *_, reason = reasons.values()
+    return f"{WHOLE} ({reason})" if reason else WHOLE
 
 
 def default_batch_tokens(device: str) -> int:

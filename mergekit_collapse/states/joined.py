@@ -1,11 +1,13 @@
 """The states of two rounds of probes as those of one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mergekit_collapse.shapes import Float32
 from mergekit_collapse.states import storage
+from mergekit_collapse.states.estimate import Estimate
 from mergekit_collapse.states.layer_statistics import over_rounds
 from mergekit_collapse.states.states import ModelLayers, SpaceStates, States
 
@@ -38,6 +40,20 @@ def joined(first: States, second: States, *, idle: str) -> States:
         engine=second.engine if first.engine == idle else first.engine,
         layers=tuple(_layers(one, other, counts) for one, other in layers),
         cached=tuple(name for name in first.cached if name in second.cached),
+        estimate=_estimate(first.estimate, second.estimate),
+    )
+
+
+def _estimate(first: Estimate | None, second: Estimate | None) -> Estimate | None:
+    """One round's memory is given back before the next."""
+    if first is None or second is None:
+        return second if first is None else first
+    larger = max(first, second, key=lambda one: one.memory.peak)
+    return replace(
+        larger,
+        models=max(first.models, second.models),
+        bytes_read=first.bytes_read + second.bytes_read,
+        flops=first.flops + second.flops,
     )
 
 

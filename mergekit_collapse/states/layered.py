@@ -19,7 +19,7 @@ from mergekit_collapse.states.tensor_stages import TensorStages
 
 # What embeddings may take that are only waiting for the head; those of small models do not
 # leave memory.
-_SHARED_LIMIT = 2**28
+SHARED_LIMIT = 2**28
 _MEND = "check that the model runs in transformers by itself"
 
 
@@ -89,6 +89,11 @@ class LayeredModel:
     def layers(self) -> tuple[torch.nn.Module, ...]:
         """The model's layers, the first first."""
         return self._skeleton.layers
+
+    @property
+    def shares_embeddings(self) -> bool:
+        """Whether the head reads the embeddings' tensor."""
+        return bool(self._stages.shared)
 
     def branch(self, where: str, numbers: Collection[int]) -> "LayeredModel":
         """A model that goes on from here by itself, with other weights and these batches alone.
@@ -239,7 +244,7 @@ class LayeredModel:
 
 
 def _held(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | Shelved]:
-    if sum(tensor.nbytes for tensor in tensors.values()) <= _SHARED_LIMIT:
+    if sum(tensor.nbytes for tensor in tensors.values()) <= SHARED_LIMIT:
         return dict(tensors)
     shelf = Shelf()
     return {name: shelf.put(tensor) for name, tensor in tensors.items()}

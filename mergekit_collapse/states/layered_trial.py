@@ -1,6 +1,8 @@
 """Whether a recipe's models give the same states layer by layer as they do whole."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mergekit.common import ModelReference
@@ -45,6 +47,7 @@ class LayeredTrial:
         self._probes = list({len(p.prompt): p for p in shortest[: 8 * _PROBES]}.values())[:_PROBES]
         self._tried = self._looked = False
         self._reason: str | None = None
+        self._looked_at: dict[ModelReference, LayeredFiles] = {}
 
     def open(self, base: ModelReference) -> LayeredFiles:
         """A model that is to be run layer by layer, tried unless one was.
@@ -53,8 +56,8 @@ class LayeredTrial:
             NotLayeredError: it has to be run whole; says why.
             EvaluationError: there is no such model, or its weights cannot be read.
         """
-        batch, options = self._batch(), self._options
-        files = open_layered_files(base, options, batch)
+        batch, options = self.batch, self._options
+        files = self._looked_at.pop(base, None) or open_layered_files(base, options, batch)
         if not self._known():
             self._settle(
                 base,
@@ -70,11 +73,47 @@ class LayeredTrial:
             raise NotLayeredError(self._reason)
         return files
 
+    def look(self, base: ModelReference) -> LayeredFiles:
+        """The same without a trial: no weight is read.
+
+        Raises:
+            NotLayeredError: it has to be read whole; a trial that is still due may find so too.
+            EvaluationError: there is no such model, or a file is truncated.
+        """
+        if self._known() and self._reason is not None:
+            raise NotLayeredError(self._reason)
+        if base not in self._looked_at:
+            self._looked_at[base] = open_layered_files(base, self._options, self.batch)
+        return self._looked_at[base]
+
+    @property
+    def due(self) -> bool:
+        """Whether the first model is going to be tried."""
+        return not self._known()
+
     def visit(self, index: int, model: Any) -> None:
         """Try the model of that number, which is whole in memory, unless one was tried."""
         if self._known() or self._references[index].lora is not None:
             return
         self._settle(self._references[index], self._try(self._references[index], model))
+
+    def settle(self, models: Iterable[ModelReference]) -> None:
+        """Try the first of some models that can be run layer by layer, unless one was tried.
+
+        Raises:
+            EvaluationError: there is no such model, or its weights cannot be read.
+        """
+        for base in dict.fromkeys(map(_bare, models)):
+            if self._known():
+                return
+            with suppress(NotLayeredError):
+                self.open(base)
+
+    def elsewhere(self, options: LoadOptions) -> "LayeredTrial":
+        """A copy of what is known, for another process or device; it keeps nothing."""
+        other = copy.copy(self)
+        other._options, other._kept = options, NOT_KEPT
+        return other
 
     def reason(self) -> str | None:
         """Why layers cannot be run by themselves; None if they can."""
@@ -117,9 +156,11 @@ class LayeredTrial:
             return _ENCODER_DECODER
         config = read_config(reference, self._options)
         where = f"model {reference}"
-        return agrees_with_whole(model, config, self._options, where, self._batch())
+        return agrees_with_whole(model, config, self._options, where, self.batch)
 
-    def _batch(self) -> Batch:
+    @property
+    def batch(self) -> Batch:
+        """What a model is tried on."""
         return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
 
 

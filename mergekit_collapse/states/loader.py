@@ -37,6 +37,8 @@ class LoadOptions:
         trust_remote_code: whether a model may bring Python code of its own.
         cache_dir: where the Hub's files are kept; None is the Hub's own default.
         progress: whether to show progress bars.
+        max_memory: most bytes that may be taken where the models run: of all of this process on
+            a processor, else of the device; None for as much as there is.
     """
 
     device: str
@@ -44,6 +46,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     cache_dir: str | None = None
     progress: bool = True
+    max_memory: int | None = None
 
 
 def choose_dtype(device: str) -> torch.dtype:

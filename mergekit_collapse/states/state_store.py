@@ -34,6 +34,12 @@ class StateStore:
         self._files, self._full, self._limit = files, full, limit
         self._warned: set[str] = set()
 
+    def where_it_is(self) -> "StateStore":
+        """This store, or none on a machine that does not have its folder."""
+        if self._files is None or not self._files.folder.parent.is_dir():
+            return NO_STORE
+        return self
+
     def key(
         self,
         reference: ModelReference,

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from mergekit_collapse.shapes import Float32, Int64
+from mergekit_collapse.states.estimate import Estimate
 
 Space = Literal["hidden", "predictive"]
 
@@ -74,6 +75,7 @@ class States:
         engine: how the weights were brought in, such as ``whole-model``.
         layers: of each expert, where they were asked for, else empty.
         cached: names of the models that were not run, since an earlier run's states were kept.
+        estimate: what running the others was expected to take; None where none was.
     """
 
     models: tuple[str, ...]
@@ -86,3 +88,4 @@ class States:
     engine: str
     layers: tuple[ModelLayers, ...] = ()
     cached: tuple[str, ...] = ()
+    estimate: Estimate | None = None

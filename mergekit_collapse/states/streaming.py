@@ -1,6 +1,6 @@
 """All probes through many models, whose layers are read one at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,9 +29,6 @@ from mergekit_collapse.states.model_states import (
 )
 from mergekit_collapse.states.profiles import LayerProfile
 from mergekit_collapse.states.sweep import Member, Reader, Sweep
-
-# Of the states of one layer that are held for models that run together.
-_STATES_LIMIT = 2**31
 
 
 @runtime_checkable
@@ -84,6 +81,8 @@ def stream(
     trial: LayeredTrial,
     *,
     beside: Beside | None,
+    together: int,
+    may_be_whole: Callable[[Mapping[int, str]], None],
     put: Callable[[Asked, ModelStates], None],
 ) -> Mapping[int, str]:
     """Run what can be run layer by layer.
@@ -92,6 +91,8 @@ def stream(
 
     Args:
         trial: whether layers may be run apart.
+        together: how many models run at a time, at most.
+        may_be_whole: called with what is returned, before any model is run.
         put: called with each model's states when they are complete.
 
     Returns:
@@ -116,9 +117,10 @@ def stream(
         except EvaluationError as error:
             # PEFT knows more kinds, and says what is wrong with a broken one.
             whole[asked.index] = str(error)
+    may_be_whole(whole)
     for group in _together(ready):
-        for part in _parts(group, probes):
-            _run(part, probes, options, beside, put)
+        for start in range(0, len(group), together):
+            _run(group[start : start + together], probes, options, beside, put)
     return whole
 
 
@@ -156,16 +158,6 @@ def _start_alike(one: LayeredFiles, other: LayeredFiles) -> bool:
         and one.staged.equals(other.staged, 0)
         and one.staged.equals(other.staged, 1)
     )
-
-
-def _parts(group: list[_Ready], probes: TokenizedProbes) -> Iterator[list[_Ready]]:
-    """As many at once as the memory for their states allows."""
-    files = group[0][1]
-    tokens = sum(len(probe.prompt) + len(probe.target) for probe in probes.probes)
-    width = files.config.get_text_config().hidden_size * files.options.dtype.itemsize
-    most = max(1, _STATES_LIMIT // (tokens * width))
-    for start in range(0, len(group), most):
-        yield group[start : start + most]
 
 
 def _run(
