@@ -73,6 +73,13 @@ def test_the_nearest_are_chosen_and_every_candidate_has_a_score(write):
     assert len(document["squared_distance"]) == 5
 
 
+def test_a_pool_is_measured_on_all_probes_there_may_be(write):
+    compat = FAST | {"probes": {"samples": "auto", "max_tokens": 8}}
+    found = select(write("near1", "near2", "far", compat=compat), QUIET, count=2)
+    assert chosen(found) == ["near1", "near2"]
+    assert json.loads(selection_json(found))["probes"]["rows"] == 128
+
+
 def test_without_a_number_the_largest_set_inside_the_budget_is_chosen(write):
     compat = FAST | {"budget": {"distortion": 0.05, "mds": None}}
     found = select(write("near1", "far", "near2", "off", "near3", compat=compat), QUIET)
