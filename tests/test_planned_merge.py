@@ -91,7 +91,8 @@ def document(report):
 
 def timeless(found):
     """A report's document without what differs between any two merges."""
-    for key in ("timing", "plan", "plan_reason"):
+    # What is estimated begins at the memory that the process has already.
+    for key in ("timing", "plan", "plan_reason", "estimate"):
         found.pop(key, None)
     for key in ("evaluation", "monitor", "rehearsal"):
         if found[key] is not None:
