@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -105,6 +105,7 @@ def test_too_many_orders_are_refused():
 
 
 @given(st.integers(0, 10_000))
+@settings(deadline=None)
 @example(5462)
 def test_no_numbers_inside_the_rounding_box_are_outside_the_range(seed):
     random = np.random.default_rng(seed)
