@@ -50,36 +50,6 @@ def test_every_number_is_that_of_this_process(cluster, pool, probes):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced(cluster, pool, probes, tmp_path):
-    mark = tmp_path / "killed"
-
-    def killed_once(part, work):
-        try:
-            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return run_part(part, work)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    models = pool[:3]
-    found = states_of(models, probes, OnRay("", NO_STORE, killed_once))
-    assert mark.exists()
-    assert_same(found, states_of(models, probes, run_models))
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_lost_every_time_is_told(cluster, pool, probes, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "_RETRIES", 1)
-
-    def killed(part, work):
-        os.close(os.open(tmp_path / str(os.getpid()), os.O_CREAT))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(EvaluationError, match=r"m0: the Ray worker was lost 2 times .*memory"):
-        states_of(pool[:1], probes, OnRay("", NO_STORE, killed))
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.slow
 def test_an_error_comes_back_as_itself_and_is_not_tried_again(cluster, pool, probes, tmp_path):
     def fails(part, work):
         (tmp_path / uuid.uuid4().hex).touch()
@@ -159,6 +129,36 @@ def test_a_pool_is_chosen_from_as_without_ray(cluster, pool, tmp_path):
     assert (found.states.squared == due.states.squared).all()
 
 
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(cluster, pool, probes, tmp_path):
+    mark = tmp_path / "killed"
+
+    def killed_once(part, work):
+        try:
+            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return run_part(part, work)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    models = pool[:3]
+    found = states_of(models, probes, OnRay("", NO_STORE, killed_once))
+    assert mark.exists()
+    assert_same(found, states_of(models, probes, run_models))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_every_time_is_told(cluster, pool, probes, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "_RETRIES", 1)
+
+    def killed(part, work):
+        os.close(os.open(tmp_path / str(os.getpid()), os.O_CREAT))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(EvaluationError, match=r"m0: the Ray worker was lost 2 times .*memory"):
+        states_of(pool[:1], probes, OnRay("", NO_STORE, killed))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 class Nodes:
     """What ``_resources`` asks of Ray."""
 
@@ -186,3 +186,12 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     # Said before the pool is read.
     with pytest.raises(InvalidRecipeError, match="--ray: ray is not installed"):
         select(tmp_path / "pool.yml", MergeOptions(), ray="")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch, address):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    told = rf"--ray {address}: no cluster: .*; name the address of one .* `ray start --head`"
+    with pytest.raises(InvalidRecipeError, match=told), on_ray._cluster(address):
+        pass

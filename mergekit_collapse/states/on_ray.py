@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -137,6 +139,9 @@ def _cluster(address: str) -> Iterator[Any]:
     # Of a cluster that runs already, these are its own.
     own: dict[str, Any] = {"include_dashboard": False} if where == "local" else {}
     try:
+        if place := re.fullmatch(r"(?:ray://)?\[?([^\[\]]+)\]?:(\d{1,5})", where):
+            # Ray itself would try for minutes.
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
         ray.init(address=where, logging_level="warning", **own)
     except Exception as error:  # of many families, by what could not be reached
         raise InvalidRecipeError(
