@@ -51,7 +51,12 @@ def test_a_decoder_reads_the_prompt_and_answers_from_its_last_token(
     for batch in make_batches(
         probes, answers=answers, decoder_start=None, max_tokens=max_tokens, side=side
     ):
-        seen += batch.probes
+        seen += [*batch.probes, *(other for other, _ in batch.repeats)]
+        for other, one in batch.repeats:
+            assert one in batch.probes
+            assert other > one
+            assert probes[other] == probes[one]
+        assert len({probes[i] for i in batch.probes}) == len(batch.probes)
         for row, index in enumerate(batch.probes):
             probe = probes[index]
             tokens = batch.inputs.ids[row][batch.inputs.mask[row].bool()].tolist()

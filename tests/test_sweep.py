@@ -181,6 +181,39 @@ def test_what_models_share_is_run_once(tiny_model, probes, tmp_path, calls):
     assert_same(found, states_of(models, probes, whole=True))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_equal_probes_are_run_once(tiny_model, tiny_tokenizer, pooling, whole):
+    a, b, c = (tuple(tiny_tokenizer(text)["input_ids"]) for text in TEXTS[:3])
+    rows = [(a, ()), (b, (5, 6)), (a, ()), (b, ()), (c, (7,)), (b, (5, 6)), (a, ())]
+    once = [(a, ()), (b, (5, 6)), (b, ()), (c, (7,))]
+
+    def measured(pairs):
+        probes = tuple(TokenizedProbe(*pair) for pair in pairs)
+        tasks = torch.zeros(len(pairs), dtype=torch.int64).numpy()
+        request = StateRequest(True, "all", pooling, profile=True)
+        given = TokenizedProbes(probes, tasks, "digest")
+        return states_of([tiny_model("llama")], given, whole=whole, request=request)
+
+    def rows_of(space, layer, probe):
+        return space.values[layer][0][space.probe_of_row == probe]
+
+    found, due = measured(rows), measured(once)
+    for probe, pair in enumerate(rows):
+        other = once.index(pair)
+        for space in ("hidden", "predictive"):
+            ours, theirs = getattr(found, space), getattr(due, space)
+            for layer in range(len(ours.values)):
+                one, two = rows_of(ours, layer, probe), rows_of(theirs, layer, other)
+                assert one.size
+                assert (one == two).all()
+        for one, two in zip(found.layers[0].pooled, due.layers[0].pooled, strict=True):
+            assert (one[probe] == two[other]).all()
+    for one, two in zip(found.layers[0].statistics, due.layers[0].statistics, strict=True):
+        assert one.variance == two.variance
+        assert one.effective_rank == pytest.approx(two.effective_rank, rel=1e-12)
+
+
 def test_models_with_nothing_in_common_run_by_themselves(tiny_model, probes, calls):
     models = [tiny_model("llama", seed) for seed in (0, 1)]
     states_of(models, probes)

@@ -1,7 +1,7 @@
 """Probes of like length in padded batches, the same for every model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,6 +50,7 @@ class Batch:
         pooled: 1 where a hidden state belongs to the pooled state of its probe.
         answer_sequences: for each answer position, its sequence; those of a probe together.
         answer_positions: for each answer position, where in its sequence it stands.
+        repeats: probes that are equal to one of these, and the one: they are run once.
     """
 
     probes: tuple[int, ...]
@@ -58,6 +59,7 @@ class Batch:
     pooled: Int64[torch.Tensor, "sequence position"]
     answer_sequences: Int64[torch.Tensor, " answer"]
     answer_positions: Int64[torch.Tensor, " answer"]
+    repeats: tuple[tuple[int, int], ...] = ()
 
 
 def make_batches(
@@ -68,7 +70,7 @@ def make_batches(
     max_tokens: int,
     side: Side = "right",
 ) -> list[Batch]:
-    """Batches of all probes, longest first so that a lack of memory shows at once.
+    """Batches of all probes, equal ones once, longest first so that a lack of memory shows at once.
 
     A decoder-only model reads prompt + target without its last token: position p − 1 + k
     predicts target token k of a prompt of p tokens, and only the prompt is pooled. An
@@ -86,10 +88,26 @@ def make_batches(
     else:
         lengths = [len(p.prompt) + max(1, len(p.target)) for p in probes]
     counts = [answer_count(p) for p in probes]
-    plan = plan_batches(lengths, counts, max_tokens, MAX_ANSWERS)
+    first = {probe: index for index, probe in reversed(list(enumerate(probes)))}
+    once = sorted(first.values())
+    repeats: dict[int, list[int]] = {}
+    for index, probe in enumerate(probes):
+        if first[probe] != index:
+            repeats.setdefault(first[probe], []).append(index)
+    plan = [
+        tuple(once[place] for place in members)
+        for members in plan_batches(
+            [lengths[i] for i in once], [counts[i] for i in once], max_tokens, MAX_ANSWERS
+        )
+    ]
     if decoder_start is None:
-        return [_decoder_only_batch(probes, read, members, side) for members in plan]
-    return [_encoder_decoder_batch(probes, decoder_start, members, side) for members in plan]
+        batches = [_decoder_only_batch(probes, read, members, side) for members in plan]
+    else:
+        batches = [_encoder_decoder_batch(probes, decoder_start, members, side) for members in plan]
+    return [
+        replace(b, repeats=tuple((p, q) for q in b.probes for p in repeats.get(q, ())))
+        for b in batches
+    ]
 
 
 def answer_count(probe: TokenizedProbe) -> int:

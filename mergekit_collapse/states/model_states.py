@@ -91,6 +91,8 @@ class ModelRecorder:
         for batch in batches:
             if pooling == "tokens":
                 self._hidden_rows[list(batch.probes)] = batch.pooled.sum(dim=1).numpy()
+                for other, one in batch.repeats:
+                    self._hidden_rows[other] = self._hidden_rows[one]
 
     def add(self, batch: Batch, outputs: Outputs) -> None:
         """Pool one batch's outputs and put them in their rows.
@@ -117,6 +119,7 @@ class ModelRecorder:
             shape = (int(self._hidden_rows.sum()), pooled.shape[1])
             self._hidden[place] = storage.zeros(shape, "the hidden states of a model")
         self._hidden[place][rows] = pooled
+        _repeat(self._hidden[place], batch, self._hidden_rows)
 
     def add_answers(
         self, batch: Batch, log_probabilities: Float32[torch.Tensor, "answer token"]
@@ -130,6 +133,7 @@ class ModelRecorder:
             shape = (int(self._answer_rows.sum()), answers.shape[1])
             self._answers = storage.zeros(shape, "the next-token distributions of a model")
         self._answers[rows] = answers
+        _repeat(self._answers, batch, self._answer_rows)
 
     def states(self, layers: ModelLayers | None = None, *, unlayered: bool = False) -> ModelStates:
         """The finished record, after every batch was added."""
@@ -201,6 +205,17 @@ def answer_rows(probes: TokenizedProbes) -> Int64[np.ndarray, " probe"]:
 def probe_of_row(rows_per_probe: Int64[np.ndarray, " probe"]) -> Int64[np.ndarray, " row"]:
     """Index of each row's probe."""
     return np.repeat(np.arange(len(rows_per_probe), dtype=np.int64), rows_per_probe)
+
+
+def _repeat(
+    values: Float32[np.ndarray, "row feature"],
+    batch: Batch,
+    rows_per_probe: Int64[np.ndarray, " probe"],
+) -> None:
+    """Give probes that were not run the rows of the equal one that was."""
+    if batch.repeats:
+        others, ones = zip(*batch.repeats, strict=True)
+        values[_rows_of(others, rows_per_probe)] = values[_rows_of(ones, rows_per_probe)]
 
 
 def _rows_of(

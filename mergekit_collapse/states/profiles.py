@@ -70,6 +70,8 @@ class LayerProfile:
             shape = (self._depth + 1, self._probe_count, pooled.shape[1])
             self._pooled = storage.zeros(shape, "the states after every layer")
         self._pooled[layer, list(batch.probes)] = pooled
+        for other, one in batch.repeats:
+            self._pooled[layer, other] = self._pooled[layer, one]
         return bool(np.isfinite(pooled).all())
 
     def add_all(self, batch: Batch, hidden: Sequence[Any]) -> None:

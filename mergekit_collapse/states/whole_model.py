@@ -83,5 +83,5 @@ def run_whole(
                 wanted = tuple(outputs.hidden[k] for k in request.layers)
                 outputs = Outputs(wanted, outputs.answers)
             recorder.add(batch, outputs)
-            bar.update(len(batch.probes))
+            bar.update(len(batch.probes) + len(batch.repeats))
     return recorder.states(profile.layers() if profile else None, unlayered=unlayered)
