@@ -77,3 +77,33 @@ def outside_of_any_workflow(monkeypatch):
     """Or the tests would annotate the continuous integration that they run in."""
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, or one worker would run it while the others are idle."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_real_"))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Folder of the demo's base model."""
+    from mergekit_collapse.cache_folder import cache_folder
+    from mergekit_collapse.demo.smollm2 import ensure_base, find_gguf
+    from mergekit_collapse.errors import EvaluationError
+
+    try:
+        find_gguf()
+    except EvaluationError as error:
+        # Where continuous integration skipped this, nobody would notice.
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    return ensure_base(cache_folder())
+
+
+@pytest.fixture(scope="session")
+def merge_options(tmp_path_factory):
+    """MergeKit's own, for recipes with adapters."""
+    from mergekit.options import MergeOptions
+
+    return MergeOptions(quiet=True, lora_merge_cache=str(tmp_path_factory.mktemp("adapters")))
