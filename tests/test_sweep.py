@@ -1,5 +1,6 @@
 """Models that run together layer by layer: exact, shared where they are the same, safe to read."""
 
+import os
 import threading
 from collections import Counter
 
@@ -14,7 +15,7 @@ from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import run_plan, streaming
+from mergekit_collapse.states import run_plan, streaming, tensor_files
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
 from mergekit_collapse.states.hidden_states import StateRequest, collect
@@ -274,6 +275,38 @@ def test_a_file_that_changes_while_it_is_read(tiny_model, tmp_path, what):
         path.write_bytes(data)
     told = "was cut short" if what == "cut" else "was written to"
     with pytest.raises(EvaluationError, match=rf"model\.safetensors: {told} while it was read"):
+        files.read(name)
+
+
+def test_of_many_files_few_are_open(tiny_model, probes, monkeypatch):
+    models = [tiny_model("llama", seed) for seed in (0, 1)]
+    due, before = states_of(models, probes), len(tensor_files._KEPT_OPEN)
+    monkeypatch.setattr(tensor_files, "_MOST_OPEN", before)
+    files = [TensorFiles(model) for model in models]
+    assert len(tensor_files._KEPT_OPEN) == before
+    assert_same(states_of(models, probes), due)
+    monkeypatch.undo()
+    files.append(TensorFiles(models[0]))
+    assert len(tensor_files._KEPT_OPEN) == before + 1
+    del files
+    assert len(tensor_files._KEPT_OPEN) == before
+
+
+def test_a_file_that_is_not_kept_open_is_missed_or_known_to_be_another(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tensor_files, "_MOST_OPEN", 0)
+    folder = freeze(tiny_model("llama"), tmp_path / "model", "nothing")
+    path, files = folder / "model.safetensors", TensorFiles(folder)
+    name, status, other = min(files.names), path.stat(), tmp_path / "other"
+    assert torch.equal(files.read(name), load_file(path)[name])
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    with pytest.raises(EvaluationError, match=r"was written to while it was read"):
+        files.read(name)
+    path.unlink()
+    with pytest.raises(EvaluationError, match=r"model\.safetensors: cannot be read: No such file"):
         files.read(name)
 
 
