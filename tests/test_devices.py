@@ -27,6 +27,7 @@ from mergekit_collapse.states.fewer_tokens import fewer_tokens
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.memory_use import Meter
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.parts import Part, absolute, deal, evenly, prepare, run_part
 from mergekit_collapse.states.run_models import run_models
@@ -176,6 +177,11 @@ def test_an_error_in_another_process_comes_back_as_itself(pool, probes, tmp_path
     with pytest.raises(EvaluationError, match="broken") as other:
         states_of(models, probes, OnDevices(["cpu", "cpu"]))
     assert str(other.value) == str(one.value)
+
+
+def test_memory_that_other_processes_took_is_not_that_of_this_one():
+    assert Meter("cpu").used().peak
+    assert Meter("cpu", here=False).used().peak is None
 
 
 def test_a_lack_of_memory_in_another_process_is_known_as_one():

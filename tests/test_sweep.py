@@ -22,7 +22,7 @@ from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
 from mergekit_collapse.states.run_models import LAYERED
-from mergekit_collapse.states.stage_tensors import StagedFiles
+from mergekit_collapse.states.stage_tensors import StagedFiles, common_starts
 from mergekit_collapse.states.tensor_files import TensorFiles
 
 pytestmark = pytest.mark.slow
@@ -213,6 +213,36 @@ def test_equal_probes_are_run_once(tiny_model, tiny_tokenizer, pooling, whole):
     for one, two in zip(found.layers[0].statistics, due.layers[0].statistics, strict=True):
         assert one.variance == two.variance
         assert one.effective_rank == pytest.approx(two.effective_rank, rel=1e-12)
+
+
+class _Letters(StagedFiles):
+    """A model of which each stage is a letter."""
+
+    compared = 0
+
+    def __init__(self, stages):
+        object.__setattr__(self, "stages", tuple((letter,) for letter in stages))
+
+    def equals(self, other, stage):
+        _Letters.compared += 1
+        return self.stages[stage] == other.stages[stage]
+
+
+def test_each_stage_is_compared_with_one_of_those_that_are_alike(monkeypatch):
+    monkeypatch.setattr(_Letters, "compared", 0)
+    models = [_Letters(letters) for letters in ("aab", "aac", "aab", "xab", "aac", "aad")]
+    assert common_starts(models) == [
+        [0, 0, 0],
+        [0, 0, 1],
+        [0, 0, 0],
+        # Equal stages after one that differs are not the same states.
+        [3, 3, 3],
+        [0, 0, 1],
+        [0, 0, 5],
+    ]
+    monkeypatch.setattr(_Letters, "compared", 0)
+    assert common_starts([_Letters("abc")] * 10) == [[0, 0, 0]] * 10
+    assert _Letters.compared == 9 * 3
 
 
 def test_models_with_nothing_in_common_run_by_themselves(tiny_model, probes, calls):
