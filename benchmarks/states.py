@@ -95,7 +95,7 @@ def experts(work: Path, device: str, rounds: int) -> None:
         print(f"{name:22}{one['seconds']:8.2f}{one['seconds'] / floor:9.2f}{one['mb']:7.0f}")
     ours = found["ours"]["seconds"]
     print(f"ours / obvious        {ours / found['obvious']['seconds']:8.2f}")
-    allowed = memory_allowed(models[0], BIG)
+    allowed = memory_allowed(models[0], BIG, device)
     print(f"embeddings + 2 layers + activations + 300 MB: {allowed:.0f} MB")
     for method in ("linear", "ties"):
         seconds = merge(work, models, method)
@@ -111,7 +111,7 @@ def depths(work: Path, device: str) -> None:
         model = make_model(work / f"deep{count}", shape, 0)
         stored = sum(f.stat().st_size for f in model.glob("*.safetensors")) / 1e6
         whole, ours = (run(mode, [model], device)["mb"] for mode in ("whole", "ours"))
-        allowed = memory_allowed(model, shape)
+        allowed = memory_allowed(model, shape, device)
         print(f"{count:8}{stored:11.0f}{whole:10.0f}{ours:9.0f}{allowed:12.0f}")
 
 
@@ -178,6 +178,9 @@ def run(mode: str, models: list[Any], device: str) -> dict[str, float]:
 def child(mode: str, models: list[str], device: str) -> dict[str, float]:
     """Run one row in this process; seconds, and MB beyond the imports."""
     ids = torch.randint(3, 30_000, (PROBES, LENGTH), generator=torch.Generator().manual_seed(0))
+    if device != "cpu":
+        # The device is made ready once, like an import.
+        torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device)).sum().item()
     forget_peak()
     before, start = peak_mb(device), time.perf_counter()
     if mode == "read":
@@ -226,10 +229,10 @@ def peak_mb(device: str) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
-def memory_allowed(model: Path, shape: dict[str, Any]) -> float:
+def memory_allowed(model: Path, shape: dict[str, Any], device: str) -> float:
     """Embeddings, two layers, the activations of one layer, and 300 MB."""
     files = TensorFiles(model)
-    width = choose_dtype("cpu").itemsize / torch.bfloat16.itemsize
+    width = choose_dtype(device).itemsize / torch.bfloat16.itemsize
     layer = sum(files.nbytes(n) for n in files.names if ".layers.0." in n)
     embeddings = sum(files.nbytes(n) for n in files.names if "embed" in n)
     # The widest of a layer: gate, up and their product, of one batch of all probes.

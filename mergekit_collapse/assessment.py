@@ -35,9 +35,11 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.recipe.schema import CompatBlock
 from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.shapes import Float64
+from mergekit_collapse.states.devices import runner
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.memory_use import Meter
+from mergekit_collapse.states.run_models import run_models
 from mergekit_collapse.states.states import SpaceStates, States
 from mergekit_collapse.stopping import Outcome, deciding_quantities, outcome
 from mergekit_collapse.verdict import ALLOW
@@ -121,7 +123,7 @@ def assess(
             most,
             encoder_decoder=two_sided,
         )
-    meter = Meter(load.device)
+    meter = Meter(load.device, here=runner(load.device) is run_models)
     LOG.info("measuring %d models on %d probes", len(recipe.models), len(probes.probes))
     tasks = [(task.name, task.owner) for task in probe_set.tasks]
     look = partial(_look, block, coefficients.alpha, tasks)

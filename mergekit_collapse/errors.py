@@ -19,6 +19,10 @@ class EvaluationError(CompatError):
     exit_code = 1
 
 
+class OutOfMemoryError(EvaluationError):
+    """Memory ran out; smaller batches may do. A class, since a process hands on no cause."""
+
+
 class InvalidRecipeError(CompatError):
     """The recipe, its ``compat:`` block or the command line is wrong."""
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mergekit_collapse.errors import CompatError, EvaluationError
+from mergekit_collapse.errors import CompatError, EvaluationError, OutOfMemoryError
 
 # torch's CPU allocator raises a plain RuntimeError; these are the words it uses.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -23,6 +23,7 @@ def told_as_evaluation_error(where: str, mend: str) -> Iterator[None]:
         mend: what to do about anything but a lack of memory.
 
     Raises:
+        OutOfMemoryError: memory ran out.
         EvaluationError: ``<where>: <what was raised>; <mend>``.
     """
     try:
@@ -33,7 +34,7 @@ def told_as_evaluation_error(where: str, mend: str) -> Iterator[None]:
         # Any class at all: other people's files meet other people's code here, and a
         # model that cannot be measured must end as a reason, never as an "allow".
         if is_out_of_memory(error):
-            raise EvaluationError(
+            raise OutOfMemoryError(
                 f"{where}: out of memory; lower probes.samples and probes.max_tokens in the"
                 " compat block, close other programs, or use a device with more memory"
             ) from error

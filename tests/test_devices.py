@@ -2,25 +2,32 @@
 
 import copy
 import os
+import pickle
+import shutil
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from mergekit.common import ModelReference
 from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.states import device_process, devices
 from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.device_process import DeviceProcess
 from mergekit_collapse.states.devices import OnDevices, runner
+from mergekit_collapse.states.fewer_tokens import fewer_tokens
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.memory_use import Meter
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.parts import Part, absolute, deal, evenly, prepare, run_part
 from mergekit_collapse.states.run_models import run_models
@@ -170,6 +177,32 @@ def test_an_error_in_another_process_comes_back_as_itself(pool, probes, tmp_path
     with pytest.raises(EvaluationError, match="broken") as other:
         states_of(models, probes, OnDevices(["cpu", "cpu"]))
     assert str(other.value) == str(one.value)
+
+
+def test_memory_that_other_processes_took_is_not_that_of_this_one():
+    assert Meter("cpu").used().peak
+    assert Meter("cpu", here=False).used().peak is None
+
+
+def test_a_lack_of_memory_in_another_process_is_known_as_one():
+    with pytest.raises(EvaluationError) as raised, told_as_evaluation_error("model x", "mend"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    # As it comes back, without its cause.
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert fewer_tokens(error, 160, 20, first=True) == 80
+    with pytest.raises(EvaluationError, match=r"model x: out of memory; .*one probe already"):
+        fewer_tokens(error, 20, 20, first=False)
+
+
+@pytest.mark.slow
+def test_what_is_printed_does_not_come_between_the_results(pool, probes, tmp_path, monkeypatch):
+    package = tmp_path / "peft"
+    shutil.copytree(Path(peft.__file__).parent, package)
+    with (package / "__init__.py").open("a", encoding="utf-8") as file:
+        file.write("\nprint('a word of welcome', flush=True)\n")
+    due = states_of(pool[:2], probes, run_models)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert_same(states_of(pool[:2], probes, OnDevices(["cpu", "cpu"])), due)
 
 
 @pytest.mark.slow

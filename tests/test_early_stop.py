@@ -1,6 +1,7 @@
 """Measuring in rounds, from the probes to the report."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,11 +101,18 @@ def test_only_what_was_cached_in_every_round_is_said_to_be():
     assert joined(states(2, "whole-model", ()), states(3), idle=CACHE).engine == "whole-model"
 
 
+def again(probes, places):
+    """Some of the probes, which may stand in several rounds."""
+    chosen = tuple(probes.probes[place] for place in places)
+    return replace(probes, probes=chosen, digest=digest_of(chosen))
+
+
 @pytest.mark.slow
-def test_joined_rounds_are_the_states_of_all_probes(tiny_model, variant):
+@pytest.mark.parametrize("places", [range(12), [*range(5), 2, 7, 8, 0, 2, 9, 7], [*range(5)] * 3])
+def test_joined_rounds_are_the_states_of_all_probes(tiny_model, variant, places):
     base = tiny_model("llama")
     models = [ModelReference.parse(str(m)) for m in (base, variant(base, 0.05))]
-    probes = tokens(12, (5, 12))
+    probes = again(tokens(12, (5, 12)), list(places)[:12])
     asked = StateRequest(True, "last", "tokens", profile=True)
 
     def run(some):

@@ -18,7 +18,8 @@ LENGTHS = [9, 1, 4, 7, 2, 12]
 
 
 def batches_of(lengths, *, max_tokens=1000, side="right", target=(5, 6, 7)):
-    probes = [TokenizedProbe(tuple(range(1, n + 1)), tuple(target)) for n in lengths]
+    # No two are equal, since those are run once.
+    probes = [TokenizedProbe((i, *range(1, n)), tuple(target)) for i, n in enumerate(lengths)]
     return make_batches(probes, answers=True, decoder_start=None, max_tokens=max_tokens, side=side)
 
 

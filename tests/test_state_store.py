@@ -27,6 +27,7 @@ import mergekit_collapse
 from mergekit_collapse import cached_files, gate
 from mergekit_collapse.cached_files import SIZE_VARIABLE, STATES, open_cached_files
 from mergekit_collapse.caches import open_caches
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.recipe.schema import CacheBlock
 from mergekit_collapse.report import terminal
@@ -628,6 +629,31 @@ def test_the_outcome_of_a_trial_is_kept(tiny_model, seen):
         trial = LayeredTrial(two_sided, PROBES, OPTIONS, open_caches(CacheBlock()).layered)
         assert "encoder-decoder" in trial.reason()
     assert len(loaded) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), "out of memory"), (OSError(5, "EIO"), "EIO")],
+)
+def test_what_says_nothing_of_the_model_is_no_outcome_of_a_trial(
+    tiny_model, monkeypatch, fault, told
+):
+    models = [ModelReference.parse(str(tiny_model("llama")))]
+
+    def failing(*_):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mergekit_collapse.states.whole_by_stage.forward", failing)
+        with pytest.raises(EvaluationError, match=told):
+            LayeredTrial(models, PROBES, OPTIONS, open_caches(CacheBlock()).layered).open(models[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("mergekit_collapse.states.layered.LayerCall.run", failing)
+        trial = LayeredTrial(models, PROBES, OPTIONS, open_caches(CacheBlock()).layered)
+        loader.each_model(models, OPTIONS, trial.visit)
+        assert told in trial.reason()
+    assert LayeredTrial(models, PROBES, OPTIONS, open_caches(CacheBlock()).layered).reason() is None
 
 
 _CHECK = """

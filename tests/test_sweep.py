@@ -1,5 +1,6 @@
 """Models that run together layer by layer: exact, shared where they are the same, safe to read."""
 
+import os
 import threading
 from collections import Counter
 
@@ -14,14 +15,14 @@ from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import run_plan, streaming
+from mergekit_collapse.states import run_plan, streaming, tensor_files
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
 from mergekit_collapse.states.run_models import LAYERED
-from mergekit_collapse.states.stage_tensors import StagedFiles
+from mergekit_collapse.states.stage_tensors import StagedFiles, common_starts
 from mergekit_collapse.states.tensor_files import TensorFiles
 
 pytestmark = pytest.mark.slow
@@ -214,6 +215,36 @@ def test_equal_probes_are_run_once(tiny_model, tiny_tokenizer, pooling, whole):
         assert one.effective_rank == pytest.approx(two.effective_rank, rel=1e-12)
 
 
+class _Letters(StagedFiles):
+    """A model of which each stage is a letter."""
+
+    compared = 0
+
+    def __init__(self, stages):
+        object.__setattr__(self, "stages", tuple((letter,) for letter in stages))
+
+    def equals(self, other, stage):
+        _Letters.compared += 1
+        return self.stages[stage] == other.stages[stage]
+
+
+def test_each_stage_is_compared_with_one_of_those_that_are_alike(monkeypatch):
+    monkeypatch.setattr(_Letters, "compared", 0)
+    models = [_Letters(letters) for letters in ("aab", "aac", "aab", "xab", "aac", "aad")]
+    assert common_starts(models) == [
+        [0, 0, 0],
+        [0, 0, 1],
+        [0, 0, 0],
+        # Equal stages after one that differs are not the same states.
+        [3, 3, 3],
+        [0, 0, 1],
+        [0, 0, 5],
+    ]
+    monkeypatch.setattr(_Letters, "compared", 0)
+    assert common_starts([_Letters("abc")] * 10) == [[0, 0, 0]] * 10
+    assert _Letters.compared == 9 * 3
+
+
 def test_models_with_nothing_in_common_run_by_themselves(tiny_model, probes, calls):
     models = [tiny_model("llama", seed) for seed in (0, 1)]
     states_of(models, probes)
@@ -274,6 +305,38 @@ def test_a_file_that_changes_while_it_is_read(tiny_model, tmp_path, what):
         path.write_bytes(data)
     told = "was cut short" if what == "cut" else "was written to"
     with pytest.raises(EvaluationError, match=rf"model\.safetensors: {told} while it was read"):
+        files.read(name)
+
+
+def test_of_many_files_few_are_open(tiny_model, probes, monkeypatch):
+    models = [tiny_model("llama", seed) for seed in (0, 1)]
+    due, before = states_of(models, probes), len(tensor_files._KEPT_OPEN)
+    monkeypatch.setattr(tensor_files, "_MOST_OPEN", before)
+    files = [TensorFiles(model) for model in models]
+    assert len(tensor_files._KEPT_OPEN) == before
+    assert_same(states_of(models, probes), due)
+    monkeypatch.undo()
+    files.append(TensorFiles(models[0]))
+    assert len(tensor_files._KEPT_OPEN) == before + 1
+    del files
+    assert len(tensor_files._KEPT_OPEN) == before
+
+
+def test_a_file_that_is_not_kept_open_is_missed_or_known_to_be_another(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tensor_files, "_MOST_OPEN", 0)
+    folder = freeze(tiny_model("llama"), tmp_path / "model", "nothing")
+    path, files = folder / "model.safetensors", TensorFiles(folder)
+    name, status, other = min(files.names), path.stat(), tmp_path / "other"
+    assert torch.equal(files.read(name), load_file(path)[name])
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    with pytest.raises(EvaluationError, match=r"was written to while it was read"):
+        files.read(name)
+    path.unlink()
+    with pytest.raises(EvaluationError, match=r"model\.safetensors: cannot be read: No such file"):
         files.read(name)
 
 

@@ -25,7 +25,7 @@ def estimate_document(estimate: Estimate, used: Used | None) -> dict[str, Any]:
     if used is not None:
         found["used"] = {
             "seconds": round(used.seconds, 3),
-            **defined("peak_memory", used.peak, "the system does not tell"),
+            **defined("peak_memory", used.peak, "other processes took it, or it is not told here"),
         }
     return found
 

@@ -55,8 +55,9 @@ class CountedPositions:
     def __init__(self, batches: Sequence[Batch], among: range | None = None) -> None:
         counts: dict[int, int] = {}
         for batch in batches:
-            pooled = _among(batch, among).sum(dim=1).tolist()
-            counts.update(zip(batch.probes, (max(0, n - 1) for n in pooled), strict=True))
+            pooled = batch.pooled.sum(dim=1).tolist()
+            found = zip(_counting(batch, among), pooled, strict=True)
+            counts |= {probe: max(0, n - 1) for probe, n in found if probe is not None}
         offsets = dict(zip(sorted(counts), _starts(counts[p] for p in sorted(counts)), strict=True))
         self.total = sum(counts.values())
         chosen = _spread(self.total)
@@ -64,7 +65,7 @@ class CountedPositions:
         slots = np.full(self.total, -1, dtype=np.int64)
         slots[chosen] = np.arange(self.size, dtype=np.int64)
         self._of = {
-            batch.probes: _in_batch(batch, _among(batch, among), offsets, slots)
+            batch.probes: _in_batch(batch, _counting(batch, among), offsets, slots)
             for batch in batches
         }
 
@@ -73,24 +74,31 @@ class CountedPositions:
         return self._of[batch.probes]
 
 
-def _among(batch: Batch, among: range | None) -> Int64[torch.Tensor, "sequence position"]:
-    """1 where a state is pooled, of the probes that count."""
+def _counting(batch: Batch, among: range | None) -> list[int | None]:
+    """For each sequence the first of its equal probes that counts, None where none does.
+
+    So a round is read alike with and without the probes of other rounds that are equal to its.
+    """
     if among is None:
-        return batch.pooled
-    counts = torch.tensor([probe in among for probe in batch.probes], dtype=torch.int64)
-    return batch.pooled * counts.unsqueeze(1)
+        return list(batch.probes)
+    found = {probe: probe for probe in batch.probes if probe in among}
+    for other, one in batch.repeats:
+        if other in among:
+            found[one] = min(other, found.get(one, other))
+    return [found.get(probe) for probe in batch.probes]
 
 
 def _in_batch(
     batch: Batch,
-    pooled: Int64[torch.Tensor, "sequence position"],
+    counting: Sequence[int | None],
     offsets: dict[int, int],
     slots: np.ndarray,
 ) -> BatchPositions:
-    place = pooled.cumsum(dim=1)
-    counted = (pooled == 1) & (place > 1)
+    place = batch.pooled.cumsum(dim=1)
+    among = torch.tensor([probe is not None for probe in counting]).unsqueeze(1)
+    counted = (batch.pooled == 1) & (place > 1) & among
     sequences, positions = torch.nonzero(counted, as_tuple=True)
-    starts = np.array([offsets[p] for p in batch.probes], dtype=np.int64)
+    starts = np.array([0 if p is None else offsets[p] for p in counting], dtype=np.int64)
     numbers = starts[sequences.numpy()] + place[sequences, positions].numpy() - 2
     sampled = np.flatnonzero(slots[numbers] >= 0)
     first = (int(sequences[0]), int(positions[0])) if len(numbers) else None

@@ -16,11 +16,15 @@ import torch
 from mergekit_collapse.errors import CompatError, EvaluationError
 from mergekit_collapse.states.parts import Part, PartStates, Work, run_part
 
-# -I: the working directory is no place to import from, and the path is the parent's.
+# -I: the working directory is no place to import from, and the path is the parent's. Whatever
+# foreign code prints, while it is imported too, must not come between the results.
 _START = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from mergekit_collapse.states.device_process import serve; serve()"
+    "import os, pickle, sys; results = os.dup(1); os.dup2(2, 1); "
+    "sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from mergekit_collapse.states.device_process import serve; serve(results)"
 )
+# What ends by itself has ended by then.
+_SECONDS = 10
 
 
 class DeviceProcess:
@@ -48,7 +52,7 @@ class DeviceProcess:
             self._process.stdin.flush()
             found = pickle.load(self._process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            code = self._process.wait()
+            code = self._ended()
             raise EvaluationError(
                 f"{part.names}: the process on {self._device} ended with exit code {code}; what it "
                 "said stands above, and if it said nothing it was killed, as for a lack of memory"
@@ -57,6 +61,13 @@ class DeviceProcess:
             raise found
         assert isinstance(found, PartStates)
         return found
+
+    def _ended(self) -> int:
+        try:
+            return self._process.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def __enter__(self) -> "DeviceProcess":
         return self
@@ -72,13 +83,15 @@ class DeviceProcess:
         self._process.communicate()
 
 
-def serve() -> None:
-    """Run what comes in, in the process that was started for it."""
+def serve(descriptor: int) -> None:
+    """Run what comes in, in the process that was started for it.
+
+    Args:
+        descriptor: where results go.
+    """
     # Ctrl-C is the parent's to take.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    results = os.fdopen(os.dup(1), "wb")
-    # Whatever foreign code prints must not come between the results.
-    os.dup2(2, 1)
+    results = os.fdopen(descriptor, "wb")
     work = pickle.load(sys.stdin.buffer)
     if torch.device(work.options.device).type == "cuda":
         torch.cuda.set_device(work.options.device)

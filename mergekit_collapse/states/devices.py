@@ -51,6 +51,8 @@ class OnDevices:
                 models, probes, options, trial, beside=beside, each=each, room=room, put=put
             )
         work = prepare(placed, probes, options, trial, NO_STORE, together=room.together)
+        # What the trial took here is for the process that runs on the same device.
+        torch.cuda.empty_cache()
         asked = {one.index: one for one in models}
         reasons: dict[int, str] = {}
         idle: queue.SimpleQueue[DeviceProcess] = queue.SimpleQueue()

@@ -2,8 +2,7 @@
 
 import logging
 
-from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.foreign_errors import is_out_of_memory
+from mergekit_collapse.errors import EvaluationError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ def fewer_tokens(error: EvaluationError, tokens: int, longest: int, *, first: bo
         EvaluationError: ``error`` itself, where it is about something else; or with the reason
             why no batch is smaller.
     """
-    if error.__cause__ is None or not is_out_of_memory(error.__cause__):
+    if not isinstance(error, OutOfMemoryError):
         raise error
     if tokens <= longest:
         raise EvaluationError(

@@ -40,6 +40,7 @@ class LayeredModel:
         answers: whether ``head`` is to give log-probabilities; None for where the model can.
 
     Attributes:
+        where: which model, the beginning of every message.
         depth: L, the number of layers.
 
     Raises:
@@ -55,7 +56,7 @@ class LayeredModel:
         batches: Sequence[Batch],
         answers: bool | None,
     ) -> None:
-        self._where = where
+        self.where = where
         self._skeleton = skeleton = Skeleton(config, options, where, batches[0], answers)
         self._answers = skeleton.answers
         self._device = torch.device(options.device)
@@ -101,7 +102,7 @@ class LayeredModel:
         What was computed before is shared and not copied.
         """
         other = copy.copy(self)
-        other._where = where
+        other.where = where
         other.keep(numbers)
         other._shared = dict(self._shared)
         return other
@@ -146,7 +147,7 @@ class LayeredModel:
         Raises:
             EvaluationError: a tensor is missing or of another shape.
         """
-        return self._placed(self._stages.pick(stage, tensors, shared, self._where))
+        return self._placed(self._stages.pick(stage, tensors, shared, self.where))
 
     def embed(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Per batch its number and transformers' ``hidden_states[0]``.
@@ -191,8 +192,8 @@ class LayeredModel:
     ) -> dict[str, torch.Tensor]:
         if self._next != stage:
             due = "a stage that is not used up" if self._next is None else f"stage {self._next}"
-            raise RuntimeError(f"{self._where}: stage {stage} was asked for, but {due} is due")
-        return self._stages.pick(stage, tensors, shared, self._where)
+            raise RuntimeError(f"{self.where}: stage {stage} was asked for, but {due} is due")
+        return self._stages.pick(stage, tensors, shared, self.where)
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # detach, since functional_call would hand a parameter's gradients on.
@@ -204,7 +205,7 @@ class LayeredModel:
     def _embedded(self, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         self._next = None
         for number in self._numbers:
-            with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
+            with told_as_evaluation_error(self.where, _MEND), torch.inference_mode():
                 hidden, self._calls[number] = self._skeleton.record(
                     tensors, self._batches[number], self._skeleton.in_tuple
                 )
@@ -216,12 +217,12 @@ class LayeredModel:
         self._next = None
         module = self._skeleton.layers[k - 1]
         for number in self._numbers:
-            with told_as_evaluation_error(self._where, _MEND), torch.inference_mode():
+            with told_as_evaluation_error(self.where, _MEND), torch.inference_mode():
                 output = self._calls[number][k - 1].run(module, tensors, self._states[number])
                 self._extra = len(output) - 1 if isinstance(output, tuple) else -1
                 hidden = output[0] if isinstance(output, tuple) else output
                 if hidden.shape != self._states[number].shape:
-                    raise EvaluationError(f"{self._where}: layer {k} gives no state per position")
+                    raise EvaluationError(f"{self.where}: layer {k} gives no state per position")
             self._states[number] = hidden
             yield number, hidden
         self._next = k + 1
@@ -231,7 +232,7 @@ class LayeredModel:
         for number in self._numbers:
             batch, hidden = self._batches[number], self._states.pop(number)
             with (
-                told_as_evaluation_error(self._where, _MEND),
+                told_as_evaluation_error(self.where, _MEND),
                 torch.inference_mode(),
                 captured(self._skeleton.model) as outputs,
                 head_sees_only(self._skeleton.model, batch, self._device, self._answers) as seen,

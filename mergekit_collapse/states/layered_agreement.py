@@ -4,13 +4,16 @@ from typing import Any
 
 import torch
 
-from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.errors import EvaluationError, OutOfMemoryError
+from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import Outputs, forward, has_language_head
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.whole_by_stage import Load, whole_outputs
+
+_MEND = "check that the model runs in transformers by itself"
 
 
 def agrees_with_whole(
@@ -28,16 +31,22 @@ def agrees_with_whole(
 
     Returns:
         None where they agree, else the reason, to follow "because".
+
+    Raises:
+        EvaluationError: memory ran out or a file cannot be read, which says nothing of the model.
     """
     try:
         answers = has_language_head(whole_model)
         layered = LayeredModel(config, options, where, [batch], answers)
-        whole = forward(whole_model, batch, range(layered.depth + 1), layered.depth, answers)
-        # A stage at a time, the tensors of other stages are not read.
-        tensors = whole_model.state_dict()
-        return _difference(layered, lambda _: tensors, whole, options)
-    except (NotLayeredError, EvaluationError) as error:
+        with told_as_evaluation_error(where, _MEND):
+            whole = forward(whole_model, batch, range(layered.depth + 1), layered.depth, answers)
+            # A stage at a time, the tensors of other stages are not read.
+            tensors = whole_model.state_dict()
+            return _difference(layered, lambda _: tensors, whole, options)
+    except NotLayeredError as error:
         return str(error)
+    except EvaluationError as error:
+        return _reason(error)
 
 
 def agrees_by_stage(
@@ -50,10 +59,17 @@ def agrees_by_stage(
         load: a stage's tensors by the checkpoint's names.
     """
     try:
-        whole = whole_outputs(layered, load, batch, answers)
-        return _difference(layered, load, whole, options)
+        with told_as_evaluation_error(layered.where, _MEND):
+            whole = whole_outputs(layered, load, batch, answers)
+            return _difference(layered, load, whole, options)
     except EvaluationError as error:
-        return str(error)
+        return _reason(error)
+
+
+def _reason(error: EvaluationError) -> str:
+    if isinstance(error, OutOfMemoryError) or isinstance(error.__cause__, OSError):
+        raise error
+    return str(error)
 
 
 def _difference(

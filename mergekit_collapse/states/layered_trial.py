@@ -7,6 +7,7 @@ from typing import Any
 
 from mergekit.common import ModelReference
 
+from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
 from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
 from mergekit_collapse.states.batching import Batch, make_batches
@@ -54,7 +55,7 @@ class LayeredTrial:
 
         Raises:
             NotLayeredError: it has to be run whole; says why.
-            EvaluationError: there is no such model, or its weights cannot be read.
+            EvaluationError: there is no such model, its weights cannot be read, or memory runs out.
         """
         batch, options = self.batch, self._options
         files = self._looked_at.pop(base, None) or open_layered_files(base, options, batch)
@@ -95,7 +96,12 @@ class LayeredTrial:
         """Try the model of that number, which is whole in memory, unless one was tried."""
         if self._known() or self._references[index].lora is not None:
             return
-        self._settle(self._references[index], self._try(self._references[index], model))
+        reference = self._references[index]
+        try:
+            self._settle(reference, self._try(reference, model))
+        except EvaluationError as error:
+            # True of this run alone, so it is not kept.
+            self._tried, self._reason = True, str(error)
 
     def settle(self, models: Iterable[ModelReference]) -> None:
         """Try the first of some models that can be run layer by layer, unless one was tried.

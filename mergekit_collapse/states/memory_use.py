@@ -17,7 +17,7 @@ class Used:
     Attributes:
         seconds: of all of it.
         peak: most bytes of memory: of the process since it began, or of the GPU meanwhile; None
-            where the system does not tell.
+            where the system does not tell, or where other processes ran the models.
     """
 
     seconds: float
@@ -29,16 +29,20 @@ class Meter:
 
     Args:
         device: where the models run.
+        here: whether it is this process that runs them.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, here: bool = True) -> None:
         self._device, self._start = torch.device(device), time.perf_counter()
+        self._here = here
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def used(self) -> Used:
         """Up to now."""
         seconds = time.perf_counter() - self._start
+        if not self._here:
+            return Used(seconds, None)
         if self._device.type == "cuda":
             return Used(seconds, torch.cuda.max_memory_allocated(self._device))
         return Used(seconds, peak_resident() if self._device.type == "cpu" else None)

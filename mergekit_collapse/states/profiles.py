@@ -62,8 +62,8 @@ class LayerProfile:
             pooled_of(states, mask[part].to(states.device))
             for part, states in first.parts(hidden, batch)
         ]
-        for probes, sample in zip(self._rounds[1:], others, strict=True):
-            if any(probe in probes for probe in batch.probes):
+        for counted, sample in zip(self._positions[1:], others, strict=True):
+            if counted.of(batch).total:
                 sample.add(hidden, batch)
         pooled = torch.cat(parts).cpu().numpy()
         if self._pooled is None:

@@ -124,15 +124,14 @@ def common_starts(models: Sequence[StagedFiles]) -> list[list[int]]:
     starts: list[list[int]] = []
     for place, model in enumerate(models):
         first = [place] * len(model.stages)
-        longest = 0
-        for other in range(place):
-            length = _common_length(model, models[other])
-            if length > longest:
-                longest, first[:length] = length, starts[other][:length]
+        alike = list(range(place))
+        for stage in range(len(model.stages)):
+            # One of those that are the same stands for all of them.
+            others = dict.fromkeys(starts[other][stage] for other in alike)
+            found = next((o for o in others if model.equals(models[o], stage)), None)
+            if found is None:
+                break
+            first[stage] = found
+            alike = [other for other in alike if starts[other][stage] == found]
         starts.append(first)
     return starts
-
-
-def _common_length(one: StagedFiles, other: StagedFiles) -> int:
-    stages = range(len(one.stages))
-    return next((stage for stage in stages if not one.equals(other, stage)), len(stages))

@@ -3,6 +3,8 @@
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -27,6 +29,10 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _SAMPLE = 4096
+# Of a pool of hundreds of models, since many systems allow 1,024 open files: the others are
+# opened for each read.
+_MOST_OPEN = 256
+_KEPT_OPEN: set[int] = set()
 
 
 class TensorFiles:
@@ -92,19 +98,25 @@ class TensorFiles:
 
 
 class _ShardFile:
-    """One safetensors file, open as long as it is needed."""
+    """One safetensors file, kept open as long as it is needed unless many are."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.tensors: dict[str, StoredTensor] = dict(read_header(path).tensors)
-        try:
-            self._file = FileIO(path, "rb")
-        except OSError as error:
-            raise self._unreadable(error) from error
-        weakref.finalize(self, self._file.close)
-        self._stamp = self._now()
         # Two threads that read would move each other's place.
         self._lock = threading.Lock()
+        self._kept: FileIO | None = None
+        try:
+            file = FileIO(path, "rb")
+            self._stamp = _stamp(file)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(_KEPT_OPEN) >= _MOST_OPEN:
+            file.close()
+            return
+        self._kept = file
+        _KEPT_OPEN.add(file.fileno())
+        weakref.finalize(self, _let_go, file)
 
     def read(self, begin: int, end: int) -> torch.Tensor:
         """Bytes from ``begin`` to ``end``."""
@@ -112,11 +124,11 @@ class _ShardFile:
         view = data.numpy().data
         done = 0
         try:
-            with self._lock:
-                self._file.seek(begin)
-                while done < len(view) and (got := self._file.readinto(view[done:])):
+            with self._lock, self._file() as file:
+                file.seek(begin)
+                while done < len(view) and (got := file.readinto(view[done:])):
                     done += got
-            changed = self._now() != self._stamp
+                changed = _stamp(file) != self._stamp
         except OSError as error:
             raise self._unreadable(error) from error
         if done < len(view) or changed:
@@ -126,11 +138,25 @@ class _ShardFile:
             )
         return data
 
-    def _now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+    @contextmanager
+    def _file(self) -> Iterator[FileIO]:
+        if self._kept is not None:
+            yield self._kept
+            return
+        with FileIO(self._path, "rb") as file:
+            yield file
 
     def _unreadable(self, error: OSError) -> EvaluationError:
         return EvaluationError(
             f"{self._path}: cannot be read: {error.strerror or error}; check the file and its disk"
         )
+
+
+def _stamp(file: FileIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _let_go(file: FileIO) -> None:
+    _KEPT_OPEN.discard(file.fileno())
+    file.close()
