@@ -307,11 +307,14 @@ def test_other_errors_are_not_tried_again(tiny_model, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is asked of Linux")
 def test_memory_is_an_upper_bound_that_is_near():
-    """The demo's base, in a process of its own: within what is foreseen, and over a third of it."""
+    """The demo's base, in a process of its own: within what is foreseen, and over a quarter of
+    what that is without the reserve for libraries.
+    """
     program = Path(__file__).with_name("measured_memory.py")
     done = subprocess.run(
         [sys.executable, str(program)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["peak"] <= found["expected"] <= 3 * found["peak"]
+    assert found["peak"] <= found["expected"]
+    assert found["expected"] - found["spare"] <= 4 * found["peak"]

@@ -71,7 +71,7 @@ def staged_figures(
         attended=_attended(text),
         intermediate=_widest(t for tensors in stages[1:-1] for t in tensors.items()),
         vocabulary=vocabulary,
-        scored=text.num_attention_heads if eager else 0,
+        scored=_heads(text) if eager else 0,
         itemsize=size,
         tied=tied,
         shelved=tied > SHARED_LIMIT,
@@ -114,7 +114,7 @@ def whole_figures(reference: Any, config: Any, options: LoadOptions) -> ModelFig
         intermediate=_widest(i for i in tensors.items() if i[1].shape[:1] != (rows,)),
         vocabulary=rows if getattr(kind, "can_generate", bool)() else 0,
         # Whether it writes its scores out is seen when it is built; most do not.
-        scored=0 if getattr(kind, "_supports_sdpa", False) else text.num_attention_heads,
+        scored=0 if getattr(kind, "_supports_sdpa", False) else _heads(text),
         itemsize=size,
     )
 
@@ -169,8 +169,14 @@ def _rows(text: Any) -> int:
 
 
 def _attended(text: Any) -> int:
-    heads = int(text.num_attention_heads)
-    return heads * int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    heads = _heads(text)
+    return heads * int(getattr(text, "head_dim", None) or text.hidden_size // max(1, heads))
+
+
+def _heads(text: Any) -> int:
+    """Of attention; state-space models have none, and some models say them layer by layer."""
+    found = getattr(text, "num_attention_heads", None) or 0
+    return max(found) if isinstance(found, Sequence) else int(found)
 
 
 def _widest(tensors: Iterable[tuple[str, TensorFigure]]) -> int:
