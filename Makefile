@@ -13,7 +13,7 @@ demo: $(STAMP)
 
 # Quick tests first, so that a mistake shows within a minute.
 test: check
-	$(BIN)/python -m pytest -q -m slow -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
