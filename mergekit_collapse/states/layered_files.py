@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 
 from mergekit_collapse.findings import shortened
 from mergekit_collapse.preflight.weight_files import model_folder
@@ -15,6 +15,7 @@ from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import has_language_head
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.loader import LoadOptions, read_config
+from mergekit_collapse.states.lora_update import LoraAdapter
 from mergekit_collapse.states.stage_tensors import StagedFiles, sort_by_stage
 from mergekit_collapse.states.tensor_files import TensorFiles
 
@@ -55,6 +56,26 @@ class LayeredFiles:
         """The same for models that one forward pass can run; their weights may differ."""
         told = {k: v for k, v in self.config.to_dict().items() if k not in _TOLD}
         return json.dumps([type(self.model).__name__, told], sort_keys=True, default=str)
+
+    def adapter(self, path: ModelPath) -> LoraAdapter:
+        """An adapter for this model.
+
+        Raises:
+            EvaluationError: it is broken, made for another model, or no plain LoRA.
+        """
+        names = {name: name for stage in self.staged.stages for name in stage}
+        return LoraAdapter(path, names, self.options.cache_dir)
+
+    def starts_like(self, other: "LayeredFiles", *, surely: bool) -> bool:
+        """Whether embeddings and first layer are the same: others have nothing to share.
+
+        Args:
+            surely: whether to read them; a few bytes tell nearly all models apart.
+        """
+        if self is other:
+            return True
+        equal = self.staged.equals if surely else self.staged.may_equal
+        return self.shape == other.shape and all(equal(other.staged, k) for k in (0, 1))
 
     def layered(self, batches: Sequence[Batch], *, answers: bool) -> LayeredModel:
         """The model for some batches."""

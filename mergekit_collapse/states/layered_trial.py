@@ -15,7 +15,7 @@ from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import reads_decoder_inputs
 from mergekit_collapse.states.layered_agreement import agrees_by_stage, agrees_with_whole
 from mergekit_collapse.states.layered_files import LayeredFiles, open_layered_files
-from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
+from mergekit_collapse.states.loader import LoadOptions, bare, each_model, read_config
 from mergekit_collapse.states.model_identity import conditions, digest, model_identity
 
 _PROBES = 4
@@ -109,7 +109,7 @@ class LayeredTrial:
         Raises:
             EvaluationError: there is no such model, or its weights cannot be read.
         """
-        for base in dict.fromkeys(map(_bare, models)):
+        for base in dict.fromkeys(map(bare, models)):
             if self._known():
                 return
             with suppress(NotLayeredError):
@@ -124,13 +124,13 @@ class LayeredTrial:
     def reason(self) -> str | None:
         """Why layers cannot be run by themselves; None if they can."""
         if not self._known():
-            bare = _bare(self._references[0])
+            base = bare(self._references[0])
             try:
-                self.open(bare)
+                self.open(base)
             except NotLayeredError:
                 # That may be for its files alone, which the merge does not share.
-                self._references = [bare]
-                each_model([bare], self._options, self.visit)
+                self._references = [base]
+                each_model([base], self._options, self.visit)
         return self._reason
 
     def _settle(self, reference: ModelReference, reason: str | None) -> None:
@@ -142,7 +142,7 @@ class LayeredTrial:
         if self._tried or self._looked or self._kept is NOT_KEPT:
             return self._tried
         self._looked = True
-        for reference in dict.fromkeys(map(_bare, self._references)):
+        for reference in dict.fromkeys(map(bare, self._references)):
             found = self._kept.get(self._key(reference))
             if found is not None and isinstance(found.get("reason"), str | None):
                 self._tried, self._reason = True, found["reason"]
@@ -168,7 +168,3 @@ class LayeredTrial:
     def batch(self) -> Batch:
         """What a model is tried on."""
         return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
-
-
-def _bare(reference: ModelReference) -> ModelReference:
-    return reference.model_copy(update={"lora": None})

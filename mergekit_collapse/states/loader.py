@@ -105,11 +105,16 @@ def read_config(reference: ModelReference, options: LoadOptions) -> Any:
     return config
 
 
+def bare(reference: ModelReference) -> ModelReference:
+    """The model without its adapter."""
+    return reference.model_copy(update={"lora": None})
+
+
 def _by_base(references: Sequence[ModelReference]) -> list[list[int]]:
     """Indices of the references to one base, the bare base first while it is untouched."""
     groups: dict[ModelReference, list[int]] = {}
     for index, reference in enumerate(references):
-        groups.setdefault(reference.model_copy(update={"lora": None}), []).append(index)
+        groups.setdefault(bare(reference), []).append(index)
     return [sorted(g, key=lambda i: references[i].lora is not None) for g in groups.values()]
 
 

@@ -123,8 +123,7 @@ def deal(models: Sequence[Asked], places: int, beside: Beside | None = None) -> 
     """
     groups: dict[ModelReference, list[Asked]] = {}
     for one in models:
-        base = one.reference.model_copy(update={"lora": None})
-        groups.setdefault(base, []).append(one)
+        groups.setdefault(one.base, []).append(one)
     most = min(_MOST, -(-len(models) // places))
     parts = [part for group in groups.values() for part in evenly(group, most)]
     return [Part(part, _extras(part, beside)) for part in sorted(parts, key=len, reverse=True)]

@@ -49,10 +49,6 @@ class StagedFiles:
         mine, its = self.stages[stage], other.stages[stage]
         return mine == its and all(self.files.may_equal(n, other.files, n) for n in mine)
 
-    def nbytes(self, stage: int) -> int:
-        """Bytes of one stage as it is stored."""
-        return sum(self.files.nbytes(name) for name in self.stages[stage])
-
 
 def sort_by_stage(
     where: str, files: TensorFiles, stage_of: StageOf, stage_count: int

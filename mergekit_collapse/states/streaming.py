@@ -17,7 +17,7 @@ from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import Outputs
 from mergekit_collapse.states.layered_files import LayeredFiles
 from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.loader import LoadOptions, bare
 from mergekit_collapse.states.lora_update import LoraAdapter
 from mergekit_collapse.states.model_states import (
     NOT_ASKED,
@@ -70,6 +70,11 @@ class Asked:
     reference: ModelReference
     request: ModelRequest
 
+    @property
+    def base(self) -> ModelReference:
+        """The model without its adapter."""
+        return bare(self.reference)
+
 
 _Ready = tuple[Asked, LayeredFiles, LoraAdapter | None]
 
@@ -105,15 +110,15 @@ def stream(
     ready: list[_Ready] = []
     opened: dict[ModelReference, LayeredFiles | str] = {}
     for asked in models:
-        base = asked.reference.model_copy(update={"lora": None})
-        if base not in opened:
-            opened[base] = _open(base, trial)
-        files = opened[base]
+        if asked.base not in opened:
+            opened[asked.base] = _open(asked.base, trial)
+        files = opened[asked.base]
         if isinstance(files, str):
             whole[asked.index] = files
             continue
         try:
-            ready.append((asked, files, _adapter(asked.reference, files, options)))
+            lora = asked.reference.lora
+            ready.append((asked, files, None if lora is None else files.adapter(lora)))
         except EvaluationError as error:
             # PEFT knows more kinds, and says what is wrong with a broken one.
             whole[asked.index] = str(error)
@@ -131,33 +136,17 @@ def _open(base: ModelReference, trial: LayeredTrial) -> LayeredFiles | str:
         return str(error)
 
 
-def _adapter(
-    reference: ModelReference, files: LayeredFiles, options: LoadOptions
-) -> LoraAdapter | None:
-    if reference.lora is None:
-        return None
-    names = {name: name for stage in files.staged.stages for name in stage}
-    return LoraAdapter(reference.lora, names, options.cache_dir)
-
-
 def _together(ready: Sequence[_Ready]) -> list[list[_Ready]]:
-    """Those whose embeddings and first layer are the same: others have nothing to share."""
+    """Those that share at least embeddings and first layer."""
     groups: list[list[_Ready]] = []
     for one in ready:
-        group = next((group for group in groups if _start_alike(one[1], group[0][1])), None)
+        alike = (group for group in groups if one[1].starts_like(group[0][1], surely=True))
+        group = next(alike, None)
         if group is None:
             groups.append([one])
         else:
             group.append(one)
     return groups
-
-
-def _start_alike(one: LayeredFiles, other: LayeredFiles) -> bool:
-    return one is other or (
-        one.shape == other.shape
-        and one.staged.equals(other.staged, 0)
-        and one.staged.equals(other.staged, 1)
-    )
 
 
 def _run(

@@ -16,7 +16,6 @@ from mergekit_collapse.states.figures import BatchSize, ModelFigures, Runner, Sw
 from mergekit_collapse.states.layered_files import LayeredFiles
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, read_config
-from mergekit_collapse.states.lora_update import LoraAdapter
 from mergekit_collapse.states.model_figures import layered_figures, whole_figures
 from mergekit_collapse.states.streaming import Asked, Beside
 
@@ -102,7 +101,7 @@ class ModelsToRun:
     def alone(self, index: int, max_tokens: int) -> PlannedSweep:
         """A model by itself that turned out to have to be whole."""
         asked = next(a for group in self._groups for a in group.asked if a.index == index)
-        base = asked.reference.model_copy(update={"lora": None})
+        base = asked.base
         figures = whole_figures(base, read_config(base, self._options), self._options)
         answers = bool(figures.vocabulary) and asked.request.predictive
         group = _Group(figures, answers)
@@ -110,17 +109,14 @@ class ModelsToRun:
         return self._sweep(group, max_tokens)
 
     def _add(self, asked: Asked) -> None:
-        base = asked.reference.model_copy(update={"lora": None})
+        base, lora = asked.base, asked.reference.lora
         try:
             files = self._trial.look(base)
-            adapter = None
-            if asked.reference.lora is not None:
-                names = {name: name for stage in files.staged.stages for name in stage}
-                adapter = LoraAdapter(asked.reference.lora, names, self._options.cache_dir)
+            adapter = None if lora is None else files.adapter(lora)
         except NotLayeredError as error:
             return self._add_whole(asked, base, str(error))
         except EvaluationError as error:
-            if asked.reference.lora is None:
+            if lora is None:
                 raise
             # PEFT may know it all the same.
             return self._add_whole(asked, base, str(error))
@@ -187,13 +183,7 @@ def size_of(batch: Batch, *, answers: bool = True) -> BatchSize:
 
 
 def _fits(group: _Group, files: LayeredFiles) -> bool:
-    first = group.first
-    return first is files or (
-        first is not None
-        and first.shape == files.shape
-        and first.staged.may_equal(files.staged, 0)
-        and first.staged.may_equal(files.staged, 1)
-    )
+    return group.first is not None and group.first.starts_like(files, surely=False)
 
 
 def _adapter_cost(path: ModelPath, cache_dir: str | None) -> tuple[int, int]:
