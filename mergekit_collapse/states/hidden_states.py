@@ -23,7 +23,7 @@ from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, EachMo
 from mergekit_collapse.states.run_plan import RunPlan, longest_probe, plan_run, tell
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
-from mergekit_collapse.states.streaming import Beside
+from mergekit_collapse.states.streaming import Asked, Beside
 
 CACHE = "none, all states were in the cache"
 
@@ -113,25 +113,23 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     ]
 
     missing = MissingStates(
-        references,
-        names,
-        wanted,
+        list(map(Asked, range(len(names)), names, references, wanted)),
         probes,
         options,
-        arrays=arrays,
         store=store,
         engine=WHOLE if trial is None else LAYERED,
+        take=arrays.put,
     )
-    missing.find(tokens)
+    missing.find()
     plan: RunPlan | None = None
     while missing.indices and trial is not None:
-        asked = [missing.asked(index) for index in missing.indices]
+        asked = missing.asked()
         plan = plan_run(asked, len(names), probes, options, trial, beside=beside, tokens=tokens)
         if plan.estimate.batch_tokens == tokens:
             tell(plan.estimate, options)
             break
         tokens = plan.estimate.batch_tokens
-        missing.find(tokens)
+        missing.with_batches_of(tokens)
     due = tuple(missing.indices)
     room = ANY_ROOM if plan is None else Room(plan.estimate.together, plan.require_room)
     reasons: dict[int, str] = {}
@@ -139,14 +137,14 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     while missing.indices:
         try:
             found = (run or runner(options.device))(
-                [missing.asked(index) for index in missing.indices],
+                missing.asked(),
                 probes,
                 options,
                 trial,
                 beside=beside,
                 each=each,
                 room=room,
-                put=lambda one, states: missing.put(one.index, states),
+                put=missing.put,
             )
         except EvaluationError as error:
             tokens = fewer_tokens(error, tokens, longest_probe(probes), first=not told)
@@ -155,7 +153,7 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
             break
         # Out of the handler, so that what the failed run held is gone.
         told, room = True, replace(room, together=max(1, room.together // 2))
-        missing.find(tokens)
+        missing.with_batches_of(tokens)
     cached = tuple(name for index, name in enumerate(names) if index not in due)
     engine = _engine(len(due), reasons)
     states = arrays.states(expert_count, options.device, options.dtype, engine=engine)

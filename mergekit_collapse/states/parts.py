@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.missing_states import MissingStates
 from mergekit_collapse.states.model_identity import conditions
 from mergekit_collapse.states.model_states import ModelStates
 from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, run_models
@@ -144,28 +144,19 @@ def run_part(part: Part, work: Work) -> PartStates:
             were dealt out, or a model is not here.
     """
     _require_alike(work)
-    store = work.store.where_it_is()
-    way = WHOLE if work.trial is None else LAYERED
-
-    def key(one: Asked) -> str | None:
-        return store.key(one.reference, work.probes, one.request, work.options, way)
-
-    keys = {one.index: key(one) for one in part.models}
     states: dict[int, ModelStates] = {}
-    for one in part.models:
-        if (found := store.get(keys[one.index], work.probes, one.request)) is not None:
-            states[one.index] = found
-
-    def put(one: Asked, found: ModelStates) -> None:
-        what = f"{len(work.probes.probes)} probes, {one.request.pooling}, on {work.options.device}"
-        again = partial(key, one)
-        store.put(keys[one.index], found, again, model=str(one.reference), what=what)
-        states[one.index] = found
-
+    missing = MissingStates(
+        part.models,
+        work.probes,
+        work.options,
+        store=work.store.where_it_is(),
+        engine=WHOLE if work.trial is None else LAYERED,
+        take=states.__setitem__,
+    )
+    missing.find()
     beside = _Extras(part.extras)
-    missing = [one for one in part.models if one.index not in states]
     reasons = run_models(
-        missing,
+        missing.asked(),
         work.probes,
         work.options,
         work.trial,
@@ -173,7 +164,7 @@ def run_part(part: Part, work: Work) -> PartStates:
         each=each_model,
         # Parts are no larger than their models were when the room was found.
         room=replace(ANY_ROOM, together=work.together),
-        put=put,
+        put=missing.put,
     )
     return PartStates(states, reasons, beside.done)
 
