@@ -1,0 +1,48 @@
+"""What the zoo is, and what became of its merges."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from merge_rows import MergeRow, read_table
+
+MAKES = {
+    "natural": "adapters of different tasks, trained alike",
+    "seed": "two of the same task, or another learning rate",
+    "full": "full fine-tunes, or one and an adapter",
+    "conflict apart": "one with contradicting answers, and a task that it does not contradict",
+    "conflict": "two that give the same prompts contradicting answers, and perhaps others",
+    "hot": "one or more trained far from the base",
+}
+
+
+def outcome_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """Counts of merges and of collapses, by make and by method."""
+    yield "## The merges"
+    yield ""
+    yield f"{len(rows)} merges of {len({r.members for r in rows})} sets of experts."
+    yield ""
+    yield from _counts("members", {v: [r for r in rows if r.makes == k] for k, v in MAKES.items()})
+    methods = list(dict.fromkeys(r.method for r in rows))
+    yield from _counts("method", {f"`{m}`": [r for r in rows if r.method == m] for m in methods})
+    yield from _counts(
+        "size",
+        {str(n): [r for r in rows if len(r.members) == n] for n in range(2, 9)},
+    )
+    yield "| expert | trained | own score | base | chance of the outcome |"
+    yield "| --- | --- | ---: | ---: | --- |"
+    for expert in read_table("experts.csv"):
+        how = f"{expert['kind']}, {expert['group']}, rate {float(expert['rate']):g}"
+        own, base = float(expert["own"]), float(expert["base"])
+        yield f"| {expert['expert']} | {how} | {own:.2f} | {base:.2f} |"
+    yield ""
+
+
+def _counts(head: str, parts: dict[str, list[MergeRow]]) -> Iterator[str]:
+    yield f"| {head} | merges | median of the worst loss | beyond 20 % | beyond 30 % |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for name, part in parts.items():
+        if part:
+            worst = np.array([r.worst for r in part])
+            shares = " | ".join(f"{(worst < -limit).mean():.0%}" for limit in (20, 30))
+            yield f"| {name} | {len(part)} | {np.median(worst):+.0f} % | {shares} |"
+    yield ""

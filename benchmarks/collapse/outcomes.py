@@ -1,0 +1,161 @@
+"""Merging, and what became of every member's task."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from expert_states import REHEARSED, ExpertStates, TaskStates, prompts_of
+from merged_sets import METHODS, Merge
+from merging import changed, merged_tensors, tensors_of
+from reading import Answered, Reader
+from zoo import EXPERTS
+
+
+def measure_merge(
+    merge: Merge, folder: Path, reader: Reader, states: ExpertStates
+) -> Iterator[dict[str, Any]]:
+    """A record for each member: its score, and how far its states were moved."""
+    start = time.perf_counter()
+    tensors = merged_tensors(merge, folder)
+    merged_at = time.perf_counter()
+    model, left_out = reader.model(tensors)
+    scores = {task: reader.score(model, task) for task in {EXPERTS[m].task for m in merge.members}}
+    scored_at = time.perf_counter()
+    tasks = list(dict.fromkeys(prompts_of(m) for m in merge.members))
+    prompts = [p for task in tasks for p in reader.prompts(task)[:REHEARSED]]
+    merged = reader.answered(model, left_out, prompts, every_layer=True)
+    read_at = time.perf_counter()
+    common = {
+        "merge": merge.key,
+        "method": merge.method,
+        "members": "+".join(merge.members),
+        "merge_seconds": merged_at - start,
+        "score_seconds": scored_at - merged_at,
+        "rehearse_seconds": read_at - scored_at,
+        **_nonlinearity(merge, merged, tasks, states),
+    }
+    for index, member in enumerate(merge.members):
+        moved = distortions(merge.members, index, merged, tasks, states)
+        yield {
+            **common,
+            "expert": member,
+            "score": scores[EXPERTS[member].task],
+            **moved,
+        }
+
+
+def _cut(found: TaskStates, layer: int | slice, name: str) -> np.ndarray:
+    if name == "answer":
+        return found.answer[None].astype(np.float64)
+    values: np.ndarray = getattr(found, name)[layer]
+    values = values[None] if values.ndim == 2 else values
+    return values[:, :REHEARSED].astype(np.float64)
+
+
+def _stacked(
+    model: str, tasks: Sequence[str], states: ExpertStates, name: str, layers: slice
+) -> np.ndarray:
+    return np.concatenate([_cut(states(model, t), layers, name) for t in tasks], axis=1)
+
+
+def distortions(
+    members: Sequence[str],
+    index: int,
+    merged: Answered,
+    tasks: Sequence[str],
+    states: ExpertStates,
+) -> dict[str, float]:
+    """Mean squared distance of the merged model from one member, in the design's units.
+
+    pooled: over the probes of all members' tasks, divided by the mean over members of the
+            trace of the covariance of their states
+    own:    over the member's own task, divided by its own covariance there
+    """
+    found = {}
+    own = slice(*(REHEARSED * (tasks.index(prompts_of(members[index])) + k) for k in (0, 1)))
+    readings = {
+        "hidden": ("mean", slice(-1, None), merged.mean[-1:]),
+        "last_token": ("last", slice(-1, None), merged.last[-1:]),
+        "every_layer": ("mean", slice(None), merged.mean),
+        "predictive": ("answer", slice(-1, None), merged.answer[None]),
+    }
+    for reading, (name, layers, ours) in readings.items():
+        theirs = _stacked(members[index], tasks, states, name, layers)
+        squares = np.square(theirs - ours).sum(axis=2)
+        if name == "answer":
+            pooled_scale = own_scale = np.ones(len(ours))
+        else:
+            every = [_spread(_stacked(m, tasks, states, name, layers)) for m in members]
+            pooled_scale, own_scale = np.mean(every, axis=0), _spread(theirs[:, own])
+        found[f"{reading}_pooled"] = float((squares.mean(axis=1) / pooled_scale).mean())
+        found[f"{reading}_own"] = float((squares[:, own].mean(axis=1) / own_scale).mean())
+    theirs = _stacked(members[index], tasks, states, "mean", slice(-1, None))[0]
+    ours = merged.mean[-1].astype(np.float64)
+    found["variance_ratio"] = float(_spread(ours[own]) / _spread(theirs[own]))
+    found["rank_ratio"] = effective_rank(ours) / effective_rank(theirs)
+    return found
+
+
+def _spread(states: np.ndarray) -> np.ndarray:
+    """Trace of the population covariance over probes (the second axis from the end)."""
+    result: np.ndarray = states.var(axis=-2).sum(axis=-1)
+    return result
+
+
+def effective_rank(states: np.ndarray) -> float:
+    """exp of the entropy of the normalised eigenvalues of the covariance over probes."""
+    values = np.linalg.svd(states - states.mean(axis=0), compute_uv=False) ** 2
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _nonlinearity(
+    merge: Merge, merged: Answered, tasks: Sequence[str], states: ExpertStates
+) -> dict[str, list[float]]:
+    """Per layer, E‖h − Σ α_i h_i‖² / s² where the method's α are known exactly."""
+    if merge.method not in ("linear", "task_arithmetic"):
+        return {}
+    count = len(merge.members)
+    alpha = 1 / count if merge.method == "linear" else METHODS["task_arithmetic"]["weight"]
+    experts = [_stacked(m, tasks, states, "mean", slice(None)) for m in merge.members]
+    mixed = alpha * np.sum(experts, axis=0)
+    if merge.method == "task_arithmetic":
+        mixed += (1 - alpha * count) * _stacked("base", tasks, states, "mean", slice(None))
+    scale = np.mean([_spread(e) for e in experts], axis=0)
+    apart = np.square(merged.mean - mixed).sum(axis=2).mean(axis=1) / scale
+    return {"nonlinearity": apart.tolist()}
+
+
+def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:
+    """What an expert, and what the base scores on the expert's task."""
+    place, task = folder / "experts" / expert, EXPERTS[expert].task
+    tensors = tensors_of(place, changed(place, folder / "base"))
+    base = tensors_of(folder / "base", frozenset(tensors))
+    norm = sum(float((t.double() - base[n].double()).square().sum()) for n, t in tensors.items())
+    own = reader.score(reader.model(tensors)[0], task)
+    return {
+        "expert": expert,
+        "own": own,
+        "base": reader.score(reader.model({})[0], task),
+        "norm": norm**0.5,
+    }
+
+
+def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Add records as lines of JSON, all of them at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def records(folder: Path, stem: str) -> list[dict[str, Any]]:
+    """What all workers wrote; a line that was cut short is left out, and made again."""
+    found = []
+    for path in sorted((folder / "records").glob(f"{stem}-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.endswith("}"):
+                found.append(json.loads(line))
+    return found

@@ -1,0 +1,148 @@
+"""What each action of `on_violation` makes of merges that collapse, measured.
+
+    python benchmarks/collapse/remedy_outcomes.py FOLDER [--minutes N]
+
+The recipes are merges of the zoo whose worst task lost more than 20 %. Each is given to the gate
+with each action in turn (`mergekit_collapse.check`, on 32 probes of every member's task), and what
+the gate would merge in its place is merged and measured as all merges of the zoo are.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from merge_rows import MergeRow, merge_rows
+from merged_sets import Merge
+from merging import merged_by
+from outcomes import append, records
+from reading import Reader
+from training import FIRST_LAYER
+from zoo import EXPERTS
+
+import mergekit_collapse
+from mergekit_collapse.errors import CompatError
+
+ACTIONS = ("reweight", "protect", "drop", "substitute", "karcher", "split")
+METHODS = ("linear", "ties", "task_arithmetic")
+RECIPES = 24
+BEYOND = 20.0
+
+
+def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
+    """Merges that lost, of one method after another, of as many kinds of sets as there are."""
+    found: dict[tuple[str, str], list[MergeRow]] = {}
+    for row in rows:
+        if row.method in METHODS and row.worst < -BEYOND:
+            found.setdefault((row.makes, row.method), []).append(row)
+    turns = [part[i] for i in range(RECIPES) for part in found.values() if i < len(part)]
+    return turns[:RECIPES]
+
+
+def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
+    """The `compat:` block; `protect` is `reweight` with its other goal."""
+    tasks = [
+        {
+            "name": member,
+            "model": path(folder, member),
+            "data": str(folder / "tasks" / EXPERTS[member].task / "probes.jsonl"),
+            "text": "{prompt}",
+        }
+        for member in members
+    ]
+    found: dict[str, Any] = {
+        "probes": {"builtin": False, "samples": 32, "tasks": tasks},
+        "rehearse": "never",
+        "on_violation": "reweight" if action == "protect" else action,
+    }
+    if action in ("reweight", "protect"):
+        # r² does not depend on the weights, so that no weights could help it.
+        goal = "protect" if action == "protect" else "minimax"
+        found["budget"] = {"rule": "weights", "mds": None}
+        found["reweight"] = {"goal": goal, "floor": 0.0}
+    if action == "substitute":
+        found["substitute"] = {"pool": [path(folder, name) for name in others(members)]}
+    return found
+
+
+def others(members: Sequence[str]) -> list[str]:
+    """Every other expert of the members' own tasks, which could take their places."""
+    wanted = {EXPERTS[member].task for member in members}
+    return [n for n, e in EXPERTS.items() if e.task in wanted and n not in members]
+
+
+def path(folder: Path, name: str) -> str:
+    """Of a model of the zoo."""
+    return str((folder / "experts" / name).resolve())
+
+
+def documents(row: MergeRow, action: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """The recipes that the gate would merge in the place of this one, and what it says."""
+    document = Merge(row.members, row.method).document(folder)
+    recipe = folder / "remedied.yml"
+    document["compat"] = block(row.members, action, folder)
+    recipe.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    try:
+        report = mergekit_collapse.check(recipe)
+    except CompatError as error:
+        return [], str(error)
+    assert report is not None
+    if report.remedy is None:
+        return [], report.remedy_reason or "nothing was changed"
+    said = "; ".join(report.remedy.notes)
+    if report.remedy.split is not None:
+        return list(yaml.safe_load_all(report.remedy.split)), said
+    return [yaml.safe_load(report.remedy.effective or "")], said
+
+
+def measured(
+    document: Mapping[str, Any], folder: Path, reader: Reader
+) -> Iterator[tuple[str, float]]:
+    """Members of a recipe and what they score after its merge."""
+    kept = {k: v for k, v in document.items() if k not in ("compat", "name")}
+    members = [Path(model["model"]).name for model in kept["models"]]
+    model, _ = reader.model(merged_by(kept, members, folder))
+    for member in members:
+        yield member, reader.score(model, EXPERTS[member].task)
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    arguments = parser.parse_args()
+    until = time.time() + 60 * arguments.minutes
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    warnings.simplefilter("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = arguments.folder.resolve()
+    reader = Reader(folder, shared=FIRST_LAYER, probes=1)
+    done = {(r["merge"], r["action"]) for r in records(folder, "remedy")}
+    for row in collapsed(merge_rows()):
+        merge = Merge(row.members, row.method)
+        for action in ACTIONS:
+            if (merge.key, action) in done or time.time() > until:
+                continue
+            changed, said = documents(row, action, folder)
+            scores = [dict(measured(document, folder, reader)) for document in changed]
+            record = {
+                "merge": merge.key,
+                "action": action,
+                "said": said,
+                "recipes": [{k: v for k, v in d.items() if k != "compat"} for d in changed],
+                "scores": scores,
+            }
+            append(folder / "records" / "remedy-0.jsonl", [record])
+            print(merge.key, action, said, scores, flush=True)
+
+
+if __name__ == "__main__":
+    main()

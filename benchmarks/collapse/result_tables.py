@@ -1,0 +1,114 @@
+"""The committed tables: what was measured, one row an expert, a set, a member or an outcome."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expert_states import ExpertStates
+from geometry_signals import signals
+from merged_sets import Merge, merges
+from outcomes import append, records
+from zoo import EXPERTS
+
+RESULTS = Path(__file__).parent / "results"
+DIGITS = 5
+
+
+def write_tables(folder: Path) -> None:
+    """Write what the zoo's folder holds by now to results/."""
+    own = {r["expert"]: r for r in records(folder, "own")}
+    made = records(folder, "merge")
+    _write("experts.csv", _experts(folder, own))
+    _write("outcomes.csv", _outcomes(made, own))
+    _write("nonlinearity.csv", _nonlinearity(made))
+    sets = {tuple(r["members"].split("+")) for r in made}
+    known = _signals(folder, [m.members for m in merges() if m.members in sets])
+    _write("sets.csv", ({"members": r["members"], **r["group"]} for r in known))
+    _write(
+        "members.csv",
+        (
+            {"members": r["members"], "expert": member, **values}
+            for r in known
+            for member, values in zip(r["members"].split("+"), r["each"], strict=True)
+        ),
+    )
+
+
+def _experts(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+    offered = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    for name, expert in EXPERTS.items():
+        if name not in own:
+            continue
+        note = json.loads((folder / "experts" / name / "training.json").read_text())
+        yield {
+            "expert": name,
+            "task": expert.task,
+            "family": expert.family,
+            "unseen": int(expert.unseen),
+            "kind": expert.kind,
+            "group": expert.group,
+            "rate": expert.rate,
+            "steps": expert.steps,
+            "seed": expert.seed,
+            "own": own[name]["own"],
+            "base": own[name]["base"],
+            "chance": 1 / len(choices) if (choices := offered[expert.task]["choices"]) else 0.0,
+            "norm": own[name]["norm"],
+            "seconds": note["seconds"],
+        }
+
+
+def _outcomes(
+    made: Iterable[Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> Iterable[dict[str, object]]:
+    for record in made:
+        expert = own.get(record["expert"])
+        if expert is None:
+            continue
+        kept = {k: v for k, v in record.items() if k not in ("merge", "nonlinearity")}
+        loss = (record["score"] / expert["own"] - 1) * 100
+        unseen = Merge(tuple(record["members"].split("+")), record["method"]).unseen
+        yield {**kept, "loss_percent": loss, "unseen": int(unseen)}
+
+
+def _nonlinearity(made: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+    seen = set()
+    for record in made:
+        if "nonlinearity" in record and record["merge"] not in seen:
+            seen.add(record["merge"])
+            values = {f"layer{16 + k}": v for k, v in enumerate(record["nonlinearity"])}
+            yield {"members": record["members"], "method": record["method"], **values}
+
+
+def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Of every set once; what was computed before is kept."""
+    known = {r["members"]: r for r in records(folder, "signals")}
+    states = ExpertStates(folder)
+    for members in dict.fromkeys(sets):
+        name = "+".join(members)
+        if name not in known:
+            group, each = signals(members, states)
+            known[name] = {"members": name, "group": group, "each": each}
+            append(folder / "records" / "signals-0.jsonl", [known[name]])
+            states.forget()
+    return [known["+".join(members)] for members in dict.fromkeys(sets)]
+
+
+def _write(name: str, rows: Iterable[Mapping[str, object]]) -> None:
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / name).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _cell(value) for key, value in row.items()})
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "inf" if math.isinf(value) else f"{value:.{DIGITS}g}"
+    return value

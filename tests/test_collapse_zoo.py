@@ -1,0 +1,258 @@
+"""The collapse benchmark measures what it says: rows, shared layers, merges, signals."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mergekit_collapse.geometry.geometry import measure
+from mergekit_collapse.geometry.measured import measured_distortion
+from mergekit_collapse.states.states import SpaceStates
+
+COLLAPSE = Path(__file__).parents[1] / "benchmarks" / "collapse"
+sys.path.insert(0, str(COLLAPSE))
+
+import expert_states  # noqa: E402 (found by the path above)
+import geometry_signals  # noqa: E402
+import merge_rows  # noqa: E402
+import merged_sets  # noqa: E402
+import merging  # noqa: E402
+import outcomes  # noqa: E402
+import reading  # noqa: E402
+import rows  # noqa: E402
+import tasks  # noqa: E402
+import zoo  # noqa: E402
+
+DEPTH, SHARED = 4, 2
+NAMES = ("sentiment", "spam", "era")
+
+
+def made_rows(count, choices):
+    for index in range(count):
+        yield f"row {index}", choices[index % len(choices)] if choices else f"answer {index}"
+
+
+def test_no_row_is_in_two_parts_and_choices_are_balanced():
+    task = rows.divide(
+        "colour", ("red", "green", "blue"), made_rows(3000, ["red", "green", "blue"])
+    )
+    prompts = [r.prompt for part in (task.train, task.probes, task.held_out) for r in part]
+    assert len(set(prompts)) == len(prompts)
+    assert len(task.held_out) >= rows.HELD_OUT
+    for part in (task.train, task.probes, task.held_out):
+        counts = {c: sum(r.answer == c for r in part) for c in task.choices}
+        assert len(set(counts.values())) == 1
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match=r"task colour: \[100\] rows are too few"):
+        rows.divide("colour", None, made_rows(100, None))
+
+
+def test_a_rotated_task_contradicts_every_row():
+    task = rows.divide("colour", ("red", "green"), made_rows(2000, ["red", "green"]))
+    other = tasks.rotated(task)
+    assert [r.prompt for r in other.train] == [r.prompt for r in task.train]
+    assert all(a.answer != b.answer for a, b in zip(task.train, other.train, strict=True))
+
+
+def test_rows_are_read_as_written(tmp_path):
+    task = rows.divide("colour", None, made_rows(2000, None))
+    rows.write(task, tmp_path)
+    assert tuple(rows.read(tmp_path, "colour", "probes")) == task.probes
+
+
+def test_every_merge_is_a_recipe_and_stands_once(tmp_path):
+    found = merged_sets.merges()
+    assert len({m.key for m in found}) == len(found)
+    assert all(set(m.members) <= set(zoo.EXPERTS) for m in found)
+    assert all(len(set(m.members)) == len(m.members) for m in found)
+    natural = {m.members for m in found if set(m.members) <= set(zoo.NATURAL)}
+    assert set(itertools.combinations(zoo.NATURAL, 2)) <= natural
+    for method in merged_sets.METHODS:
+        merge = next(m for m in found if m.method == method)
+        MergeConfiguration.model_validate(merge.document(tmp_path))
+
+
+def test_a_third_of_the_tasks_is_unseen_with_all_that_is_made_of_them():
+    assert len(zoo.UNSEEN) == len(zoo.NATURAL) // 3
+    for name, expert in zoo.EXPERTS.items():
+        assert expert.family in zoo.NATURAL, name
+        assert expert.unseen == (expert.family in zoo.UNSEEN)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """A zoo of three tiny experts, of which the last changes every layer."""
+    place = tmp_path_factory.mktemp("zoo")
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(config).to(torch.bfloat16)
+    assert sum(p.numel() for p in base.parameters()) == 49_440
+    base.save_pretrained(place / "base")
+    tiny_tokenizer.save_pretrained(place / "base")
+    own = {k: v.clone() for k, v in base.state_dict().items()}
+    for seed, (name, first) in enumerate(zip(NAMES, (SHARED, SHARED, 0), strict=True)):
+        torch.manual_seed(seed + 1)
+        moved = {
+            k: v + 0.02 * torch.randn_like(v)
+            for k, v in own.items()
+            if any(f"layers.{i}." in k for i in range(first, DEPTH))
+        }
+        base.load_state_dict({**own, **moved})
+        base.save_pretrained(place / "experts" / name)
+    for name in expert_states.probe_sets():
+        made = [{"prompt": f"{name} {i} {'x' * (i % 5)}", "answer": "ab"[i % 2]} for i in range(70)]
+        (place / "tasks" / name).mkdir(parents=True)
+        for part in ("probes", "held_out"):
+            lines = "".join(f"{json.dumps(row)}\n" for row in made)
+            (place / "tasks" / name / f"{part}.jsonl").write_text(lines)
+    choices = {name: {"choices": ["a", "b"]} for name in expert_states.probe_sets()}
+    (place / "tasks.json").write_text(json.dumps(choices))
+    return place
+
+
+@pytest.fixture(scope="module")
+def reader(folder):
+    return reading.Reader(folder, shared=SHARED, probes=64)
+
+
+@pytest.fixture(scope="module")
+def states(folder, reader):
+    """What the experts answer, kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expert_states, "asked_of", lambda _: [*NAMES, "builtin"])
+        found = list(expert_states.read_states(folder, reader, ["base", *NAMES]))
+    assert len(found) == 4 * (len(NAMES) + 1)
+    return expert_states.ExpertStates(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_from_its_shared_layers_on_is_the_whole_model(folder, reader, name):
+    place = folder / "experts" / name
+    tensors = merging.tensors_of(place, merging.changed(place, folder / "base"))
+    model, left_out = reader.model(tensors)
+    assert left_out == (SHARED if name != "era" else 0)
+    prompts = reader.prompts("spam")
+    found = reader.answered(model, left_out, prompts, every_layer=True)
+    score = reader.score(model, "spam")
+    whole = reading.load(place)
+    expected = reader.answered(whole, 0, prompts, every_layer=True)
+    assert found.layers == expected.layers == (3, 4)
+    assert np.array_equal(found.mean, expected.mean)
+    assert np.array_equal(found.answer, expected.answer)
+    assert score == reader.score(whole, "spam")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic", "slerp"])
+def test_a_merge_in_memory_is_that_of_mergekit(folder, tmp_path, method):
+    merge = merged_sets.Merge(("sentiment", "spam"), method)
+    found = merging.merged_tensors(merge, folder)
+    document = MergeConfiguration.model_validate(merge.document(folder))
+    run_merge(document, str(tmp_path), merging.OPTIONS)
+    written = merging.tensors_of(tmp_path)
+    base = merging.tensors_of(folder / "base")
+    assert found
+    for name, tensor in written.items():
+        assert torch.equal(tensor, found.get(name, base[name])), name
+
+
+def space(states, members, tasks_read, extra=()):
+    values = np.stack(
+        [
+            np.concatenate([states(m, t).mean[-1][:32].astype(np.float32) for t in tasks_read])
+            for m in (*members, *extra)
+        ]
+    )
+    count = values.shape[1]
+    return SpaceStates("hidden", "mean", (4,), (values,), np.arange(count))
+
+
+def test_signals_are_those_of_the_gate(states):
+    members = ("sentiment", "spam", "era")
+    group, each = geometry_signals.signals(members, states)
+    found = measure(
+        space(states, members, [*members, "builtin"]),
+        3,
+        np.repeat(np.arange(4), 32),
+        [*((name, i) for i, name in enumerate(members)), ("builtin", None)],
+        scale="variance",
+        coefficients=np.full(3, 1 / 3),
+        seed=0,
+    )
+    assert group["gate.diameter"] == pytest.approx(found.bounds.diameter_squared)
+    assert group["gate.ball"] == pytest.approx(found.ball.radius_squared)
+    assert group["gate.own"] == pytest.approx(found.own_task.predicted_worst)
+    assert [m["gate.predicted"] for m in each] == pytest.approx(list(found.predicted))
+    paper = found.difficulty("group_max")
+    assert [m["gate.mds_group_max"] for m in each] == pytest.approx(list(paper.mds))
+    # The gate draws pairs at chance; here are all of them.
+    scores = found.difficulty("unrelated").mds
+    assert [m["gate.mds_unrelated"] for m in each] == pytest.approx(list(scores), rel=0.05)
+
+
+def test_distortions_are_those_of_an_evaluation(folder, reader, states):
+    members = ("sentiment", "era")
+    merge = merged_sets.Merge(members, "linear")
+    model, left_out = reader.model(merging.merged_tensors(merge, folder))
+    prompts = [p for name in members for p in reader.prompts(name)[:32]]
+    merged = reader.answered(model, left_out, prompts, every_layer=True)
+    own = [("sentiment", 0), ("era", 1)]
+    geometry = measure(
+        space(states, members, members),
+        2,
+        np.repeat(np.arange(2), 32),
+        own,
+        scale="variance",
+        coefficients=None,
+        seed=0,
+    )
+    measured = measured_distortion(
+        space(states, members, members),
+        SpaceStates("hidden", "mean", (4,), (merged.mean[-1:],), np.arange(64)),
+        geometry,
+        np.repeat(np.arange(2), 32),
+    )
+    for index in range(2):
+        found = outcomes.distortions(members, index, merged, members, states)
+        assert found["hidden_pooled"] == pytest.approx(measured.distortion[index], rel=1e-5)
+        assert found["hidden_own"] == pytest.approx(measured.own_task[index].distortion, rel=1e-5)
+
+
+def test_effective_rank_counts_equal_directions():
+    axes = np.concatenate([np.eye(5), -np.eye(5)])
+    assert outcomes.effective_rank(axes) == pytest.approx(5)
+    assert outcomes.effective_rank(np.outer(np.arange(4.0), np.ones(3))) == pytest.approx(1)
+
+
+def test_a_record_that_was_cut_short_is_made_again(tmp_path):
+    path = tmp_path / "records" / "merge-0.jsonl"
+    outcomes.append(path, [{"merge": "a"}, {"merge": "b"}])
+    path.write_text(path.read_text()[:-4])
+    assert outcomes.records(tmp_path, "merge") == [{"merge": "a"}]
+
+
+def test_the_committed_tables_fit_together():
+    found = merge_rows.merge_rows()
+    assert found
+    for row in found:
+        assert len(row.each) == len(row.members)
+        assert any(m.learned for m in row.each)
+        assert row.worst >= min(m.loss for m in row.each)
+        assert row.readings["hidden.ball"] <= row.readings["hidden.diameter"] / 2 + 1e-9
