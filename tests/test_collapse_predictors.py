@@ -22,7 +22,7 @@ import cka_scores  # noqa: E402  (found by the path above)
 import gradient_distance  # noqa: E402
 import mergelens_scores  # noqa: E402
 import parameter_conflict_scores  # noqa: E402
-from cka_scores import cka_rows, linear_cka  # noqa: E402
+from cka_scores import linear_cka  # noqa: E402
 from gradient_distance import compare, gradient, keep, readings  # noqa: E402
 from mergelens_scores import answer_rows  # noqa: E402
 from parameter_conflict_scores import conflict_rows  # noqa: E402
@@ -132,14 +132,19 @@ def test_cka_refuses_what_it_cannot_tell():
         linear_cka(drawn(2, 3, 4), debiased=True)
 
 
-def test_cka_rows_take_the_probes_of_the_groups_tasks():
-    states, tasks = drawn(3, 30, 5), {"a": "A", "b": "B", "c": "C"}
-    of_probe = ["A"] * 10 + ["B"] * 10 + ["C"] * 10
-    rows = list(cka_rows([("a", "c")], states, "abc", tasks, of_probe))
-    probes = [*range(10), *range(20, 30)]
-    expected = 1 - feature_form(states[0, probes], states[2, probes])
-    assert value_of(rows, "cka") == pytest.approx(expected)
-    assert value_of(rows, "cka", "c") == pytest.approx(expected)
+def test_cka_rows_take_the_probes_of_the_groups_tasks(tmp_path):
+    states = {name: drawn(2, 30, 5, seed=i) for i, name in enumerate("abc")}
+    for name, task in (("a", "A"), ("b", "B"), ("c", "C-rotated")):
+        (tmp_path / "experts" / name).mkdir(parents=True)
+        (tmp_path / "experts" / name / "training.json").write_text(json.dumps({"task": task}))
+        (tmp_path / "states" / name).mkdir(parents=True)
+        for start, asked in ((0, "A"), (10, "B"), (20, "C")):
+            part = states[name][:, start : start + 10]
+            np.savez(tmp_path / "states" / name / f"{asked}.npz", mean=part, last=2 * part**3)
+    rows = list(cka_scores.scores(tmp_path, [("a", "c")]))
+    a, c = (states[name][1, [*range(10), *range(20, 30)]] for name in "ac")
+    assert value_of(rows, "cka_mean") == pytest.approx(1 - feature_form(a, c))
+    assert value_of(rows, "cka_last", "c") == pytest.approx(1 - feature_form(a**3, c**3))
     assert {r.predictor for r in rows} == set(cka_scores.PREDICTORS)
 
 
@@ -399,7 +404,9 @@ def test_groups_are_read_from_lines_a_table_or_all_pairs(tmp_path):
     table.write_text("merge,members,loss\n1,a+b,0\n2,a+b,1\n3,c+d,2\n")
     assert read_groups(lines, tmp_path) == [("a", "b"), ("a", "b", "c")]
     assert read_groups(table, tmp_path) == [("a", "b"), ("c", "d")]
-    (tmp_path / "experts.json").write_text('{"b": {}, "a": {}, "c": {}}')
+    for name in "bac":
+        (tmp_path / "experts" / name).mkdir(parents=True)
+        (tmp_path / "experts" / name / "training.json").write_text("{}")
     assert read_groups(None, tmp_path) == [("a", "b"), ("a", "c"), ("b", "c")]
 
 
@@ -410,7 +417,6 @@ def make_folder(folder):
     tokenizer, base = make_tokenizer(), tiny_llama()
     tokenizer.save_pretrained(folder / "base")
     base.save_pretrained(folder / "base")
-    table = {}
     for number, name in enumerate(("left", "right", "twin")):
         model = tiny_llama()
         with torch.no_grad():
@@ -419,25 +425,23 @@ def make_folder(folder):
                 torch.manual_seed(min(number, 1))
                 parameter.add_(0.01 * (number + 1) * torch.randn_like(parameter))
         model.save_pretrained(folder / "experts" / name)
-        tokenizer.save_pretrained(folder / "experts" / name)
-        table[name] = {"task": "left" if name == "left" else "right"}
+        told = {"task": "left" if name == "left" else "right"}
+        (folder / "experts" / name / "training.json").write_text(json.dumps(told))
     for task, answer in (("left", "yes"), ("right", "no")):
         place = folder / "tasks" / task
         place.mkdir(parents=True)
         for part in ("train", "probes"):
             rows = [{"prompt": f"{task} {part} {i}?", "answer": answer} for i in range(5)]
             (place / f"{part}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
-    (folder / "experts.json").write_text(json.dumps(table))
 
 
 @pytest.mark.slow
-def test_every_predictor_has_a_row_for_every_group(tmp_path):
+def test_models_in_folders_have_a_row_for_every_group(tmp_path):
     make_folder(tmp_path)
     groups = [("left", "right"), ("right", "twin"), ("left", "right", "twin")]
     output = tmp_path / "predictors.csv"
     rows = []
     for module, predictors in (
-        (cka_scores, cka_scores.PREDICTORS),
         (parameter_conflict_scores, parameter_conflict_scores.PREDICTORS),
         (gradient_distance, gradient_distance.PREDICTORS),
     ):

@@ -2,22 +2,26 @@
 
     python benchmarks/collapse/cka_scores.py --folder FOLDER --output predictors.csv
 
-Mean-pooled states after the final norm, over the probes of all the group's tasks together.
+States after the final norm, pooled over the prompt or of its last token, on the probes of all the
+group's tasks together, as FOLDER/states keeps them.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from predictor_rows import Group, PredictorRow, arguments, pair_rows, run
+from predictor_rows import Group, PredictorRow, arguments, pair_rows, run, tasks_of
 
 from mergekit_collapse.shapes import Float64
 
-PREDICTORS = ("cka", "cka_max", "cka_debiased", "cka_debiased_max")
-PROBES_PER_TASK = 32
-MAX_TOKENS = 128
+POOLINGS = ("mean", "last")
+PREDICTORS = tuple(
+    f"cka_{pooling}{estimate}{end}"
+    for pooling in POOLINGS
+    for estimate in ("", "_debiased")
+    for end in ("", "_max")
+)
 
 
 def linear_cka(
@@ -74,88 +78,41 @@ def linear_cka(
 
 
 def cka_rows(
-    groups: Sequence[Group],
-    states: Float64[np.ndarray, "expert probe hidden"],
-    experts: Sequence[str],
-    tasks: Mapping[str, str],
-    task_of_probe: Sequence[str],
+    group: Group, states: Mapping[str, Float64[np.ndarray, "expert probe hidden"]]
 ) -> Iterator[PredictorRow]:
-    """1 − CKA of each group, on the probes of its members' tasks.
+    """1 − CKA of a group.
 
     Args:
-        states: pooled, of every expert on every probe.
-        experts: the names, in the order of ``states``.
-        tasks: each expert's task.
-        task_of_probe: each probe's task, in the order of ``states``.
+        states: of the group's experts on its tasks' probes, by pooling.
     """
-    place = {name: i for i, name in enumerate(experts)}
-    for group in groups:
-        start = time.process_time()
-        wanted = {tasks[name] for name in group}
-        probes = [i for i, task in enumerate(task_of_probe) if task in wanted]
-        own = states[[place[name] for name in group]][:, probes]
-        for name, debiased in (("cka", False), ("cka_debiased", True)):
-            distance = 1 - linear_cka(own, debiased=debiased)
-            yield from pair_rows(group, name, distance, time.process_time() - start)
+    for pooling, found in states.items():
+        for estimate, debiased in (("", False), ("_debiased", True)):
             start = time.process_time()
+            distance = 1 - linear_cka(found, debiased=debiased)
+            seconds = time.process_time() - start
+            yield from pair_rows(group, f"cka_{pooling}{estimate}", distance, seconds)
 
 
 def scores(folder: Path, groups: Sequence[Group]) -> Iterator[PredictorRow]:
-    """1 − CKA of each group; states that were never read are read, and kept in FOLDER/cka."""
-    table = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
-    tasks = {name: table[name]["task"] for group in groups for name in group}
-    wanted: dict[str, set[str]] = {name: set() for name in tasks}
+    """1 − CKA of each group; beyond it, its experts' states are needed on all of its tasks."""
+    tasks = tasks_of(folder, groups)
     for group in groups:
-        for name in group:
-            wanted[name] |= {tasks[other] for other in group}
-    (folder / "cka").mkdir(exist_ok=True)
-    read = {name: _states(folder, name, sorted(needed)) for name, needed in wanted.items()}
-    for group in groups:
-        order = sorted({tasks[name] for name in group})
-        # The experts that are in this group alone: the others may not have seen its tasks.
-        own = np.stack([np.concatenate([read[n][task] for task in order]) for n in group])
-        of_probe = [task for task in order for _ in read[group[0]][task]]
-        yield from cka_rows([group], own.astype(np.float64), group, tasks, of_probe)
+        # Rotated tasks ask the prompts of the task that they contradict.
+        prompts = sorted({tasks[name].removesuffix("-rotated") for name in group})
+        states = {
+            pooling: np.stack([_states(folder, name, prompts, pooling) for name in group])
+            for pooling in POOLINGS
+        }
+        yield from cka_rows(group, states)
 
 
-def _states(folder: Path, expert: str, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """One expert's pooled states on each task's first probes."""
-    file = folder / "cka" / f"{expert}.npz"
-    kept: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
-    missing = [task for task in tasks if task not in kept]
-    if missing:
-        kept |= _read(folder, expert, missing)
-        np.savez(file, **kept)
-    return kept
-
-
-def _read(folder: Path, expert: str, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    # Here, so that the mathematics above is had without loading transformers.
-    import torch
-    from mergekit.common import ModelReference
-    from transformers import AutoTokenizer
-
-    from mergekit_collapse.probes.tokens import ProbeEncoder, TokenizedProbes
-    from mergekit_collapse.states.hidden_states import StateRequest, collect
-    from mergekit_collapse.states.loader import LoadOptions
-
-    encode = ProbeEncoder(AutoTokenizer.from_pretrained(folder / "base"), MAX_TOKENS, False)
-    probes, task_of_probe = [], []
-    for number, task in enumerate(tasks):
-        lines = (folder / "tasks" / task / "probes.jsonl").read_text(encoding="utf-8").splitlines()
-        for line in lines[:PROBES_PER_TASK]:
-            one = json.loads(line)
-            probes += encode.with_each(one["prompt"], [one["answer"]])
-            task_of_probe.append(number)
-    numbers = np.array(task_of_probe, dtype=np.int64)
-    reference = ModelReference.parse(str(folder / "experts" / expert))
-    options = LoadOptions(device="cpu", dtype=torch.float32, progress=False)
-    request = StateRequest(predictive=False, layers="last", pooling="mean")
-    states = collect(
-        [reference], [expert], 1, TokenizedProbes(tuple(probes), numbers, ""), request, options
-    )
-    pooled = states.hidden.values[0][0]
-    return {task: pooled[numbers == number] for number, task in enumerate(tasks)}
+def _states(folder: Path, expert: str, prompts: Sequence[str], pooling: str) -> np.ndarray:
+    """One expert's states after its last layer, probe by hidden."""
+    found = []
+    for task in prompts:
+        with np.load(folder / "states" / expert / f"{task}.npz") as file:
+            found.append(file[pooling][-1])
+    return np.concatenate(found).astype(np.float64)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from predictor_rows import Group, PredictorRow, arguments, pair_rows, run
+from predictor_rows import Group, PredictorRow, arguments, pair_rows, run, tasks_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,14 +137,13 @@ def scores(
 
     Seconds are those of the forward and backward passes of the group's own gradients.
     """
-    table = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
-    names = list(dict.fromkeys(name for group in groups for name in group))
+    tasks = tasks_of(folder, groups)
     for at in ("base", "expert"):
         # At the base, experts of one task have one gradient.
-        keys = {name: table[name]["task"] if at == "base" else name for name in names}
+        keys = tasks if at == "base" else {name: name for name in tasks}
         order = list(dict.fromkeys(keys.values()))
         place = {key: i for i, key in enumerate(order)}
-        files = list(_files(folder, at, keys, table, first_layer))
+        files = list(_files(folder, at, keys, tasks, first_layer))
         norms, cosines, seconds = compare(files)
         matrices = readings(norms, cosines)
         for group in groups:
@@ -156,7 +155,7 @@ def scores(
 
 
 def _files(
-    folder: Path, at: At, keys: dict[str, str], table: dict[str, Any], first_layer: int
+    folder: Path, at: At, keys: dict[str, str], tasks: dict[str, str], first_layer: int
 ) -> Iterator[Path]:
     """A kept gradient for every key, in order, computed where it is not there."""
     place = folder / "gradients" / f"{at}-from-{first_layer}"
@@ -169,7 +168,7 @@ def _files(
             if model is None or at == "expert":
                 source = folder / "base" if at == "base" else folder / "experts" / name
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-            task = folder / "tasks" / table[name]["task"] / f"{_PART[at]}.jsonl"
+            task = folder / "tasks" / tasks[name] / f"{_PART[at]}.jsonl"
             rows = task.read_text(encoding="utf-8").splitlines()[:ROWS]
             examples = [_encode(tokenizer, json.loads(row)) for row in rows]
             start = time.process_time()

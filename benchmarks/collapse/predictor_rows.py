@@ -101,14 +101,21 @@ def append(output: Path, rows: Iterable[PredictorRow]) -> int:
     return added
 
 
+def tasks_of(folder: Path, groups: Iterable[Group]) -> dict[str, str]:
+    """The task of every expert of the groups, by its training.json."""
+    names = dict.fromkeys(name for group in groups for name in group)
+    files = {name: folder / "experts" / name / "training.json" for name in names}
+    return {name: json.loads(f.read_text(encoding="utf-8"))["task"] for name, f in files.items()}
+
+
 def read_groups(file: Path | None, folder: Path) -> list[Group]:
-    """The groups of a file, each once; all pairs of FOLDER/experts.json without one.
+    """The groups of a file, each once; all pairs of the experts in FOLDER without one.
 
     The file has names joined by + on every line, or is a CSV with a column ``members``.
     """
     if file is None:
-        table = json.loads((folder / "experts.json").read_text(encoding="utf-8"))
-        return list(itertools.combinations(sorted(table), 2))
+        names = sorted(path.parent.name for path in folder.glob("experts/*/training.json"))
+        return list(itertools.combinations(names, 2))
     lines = file.read_text(encoding="utf-8").splitlines()
     if lines and "members" in (columns := lines[0].split(",")):
         place = columns.index("members")
