@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import transformers
 from predictor_rows import Group, PredictorRow, arguments, pair_rows, run, tasks_of
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -189,4 +190,5 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = _options()
+    transformers.utils.logging.disable_progress_bar()
     run(given, PREDICTORS, partial(scores, first_layer=given.first_layer))
