@@ -86,8 +86,9 @@ ROOMS = {
     "demo": "smollm2 scores run",
     "study": """
         paper_tables correlation rounding printed_p misprint anova method_against_task
-        score_counts mds_consistency discrimination paper_study columns correlation_text
-        paper_text paper_document
+        score_counts mds_consistency cluster_resamples estimate tied_groups auroc
+        clustered_correlation share error_rates folds left_out discrimination paper_study columns
+        correlation_text paper_text paper_document
     """,
     "commands": "output recipe_files options cache study",
     "cli __main__": "",

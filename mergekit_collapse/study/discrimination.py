@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from mergekit_collapse.shapes import Float64
+from mergekit_collapse.study.auroc import aurocs
+from mergekit_collapse.study.error_rates import over
+from mergekit_collapse.study.tied_groups import tied_groups
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def discrimination(
     """AUROC, and what a limit would have refused.
 
     Raises:
-        ValueError: all tasks collapsed, or none did.
+        ValueError: a score is NaN, or all tasks collapsed, or none did.
     """
     collapsed = loss < worse_than
     hits, misses = int(collapsed.sum()), int((~collapsed).sum())
@@ -47,14 +49,12 @@ def discrimination(
         raise ValueError(
             f"{hits} of {len(loss)} tasks lost more than {-worse_than} %; an AUROC needs both kinds"
         )
-    # Mann and Whitney: the rank sum of the collapsed, less what it is at the least.
-    above = float(rankdata(score)[collapsed].sum()) - hits * (hits + 1) / 2
-    over = score > limit
+    refused = over(score, limit)
     return Discrimination(
         worse_than,
         hits,
-        above / (hits * misses),
+        float(aurocs(tied_groups(score), collapsed, np.ones((1, len(score))))[0]),
         limit,
-        int(over.sum()),
-        int((over & collapsed).sum()),
+        int(refused.sum()),
+        int((refused & collapsed).sum()),
     )
