@@ -87,8 +87,8 @@ ROOMS = {
     "study": """
         paper_tables correlation rounding printed_p misprint anova method_against_task
         score_counts mds_consistency cluster_resamples estimate tied_groups auroc
-        clustered_correlation share error_rates folds left_out discrimination paper_study columns
-        correlation_text paper_text paper_document
+        clustered_correlation share error_rates folds left_out limit_search fitted_limit
+        either_limit discrimination paper_study columns correlation_text paper_text paper_document
     """,
     "commands": "output recipe_files options cache study",
     "cli __main__": "",
