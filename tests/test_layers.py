@@ -89,6 +89,8 @@ ROOMS = {
         score_counts mds_consistency cluster_resamples estimate tied_groups auroc
         clustered_correlation share error_rates folds left_out limit_search fitted_limit
         either_limit discrimination paper_study columns correlation_text paper_text paper_document
+        report_signals finished_merges report_folder comparable_merges fitted_signal chosen_signal
+        calibration calibration_document calibration_text
     """,
     "commands": "output recipe_files options cache study",
     "cli __main__": "",
