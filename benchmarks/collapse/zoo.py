@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["lora", "full"]
 Group = Literal["natural", "seed", "conflict", "hot"]
@@ -21,6 +21,9 @@ ROTATED = ("sentiment", "spam", "genre", "category", "parity", "larger", "code",
 """Tasks that are there a second time with their answers changed over."""
 
 HOT = ("sentiment", "spam", "era", "genre", "category", "french", "parity", "cipher", "code", "pos")
+HARD = ("addition", "grammar", "hypernym", "parity")
+"""Tasks that 80 steps at the common rate do not teach."""
+
 FULL = ("sentiment", "spam", "genre", "category", "french", "code", "most")
 FULL_HOT = ("sentiment", "category", "french")
 
@@ -59,8 +62,13 @@ class Expert:
         return self.family in UNSEEN
 
 
+def _gentle(task: str, group: Group = "natural", **other: Any) -> Expert:
+    hard = {"rate": 3e-3, "steps": 160} if task.removesuffix("-rotated") in HARD else {}
+    return Expert(task, group, **{**hard, **other})
+
+
 def _experts() -> dict[str, Expert]:
-    found = {task: Expert(task) for task in NATURAL}
+    found = {task: _gentle(task) for task in NATURAL}
     for task in ("sentiment", "spam", "category", "french"):
         found[f"{task}-seed1"] = Expert(task, "seed", seed=1)
     for task in ("genre", "era"):
@@ -68,7 +76,7 @@ def _experts() -> dict[str, Expert]:
     for task in SAME_PROMPT:
         found[task] = Expert(task, "conflict")
     for task in ROTATED:
-        found[f"{task}-rotated"] = Expert(f"{task}-rotated", "conflict", seed=1)
+        found[f"{task}-rotated"] = _gentle(f"{task}-rotated", "conflict", seed=1)
     for task in HOT:
         found[f"{task}-hot"] = Expert(task, "hot", rate=6e-3, alpha=32, steps=48)
     for task in FULL:
