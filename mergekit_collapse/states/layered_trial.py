@@ -9,7 +9,7 @@ from mergekit.common import ModelReference
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
-from mergekit_collapse.probes.tokens import TokenizedProbes, digest_of
+from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes, digest_of
 from mergekit_collapse.states.batching import Batch, make_batches
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import reads_decoder_inputs
@@ -18,12 +18,14 @@ from mergekit_collapse.states.layered_files import LayeredFiles, open_layered_fi
 from mergekit_collapse.states.loader import LoadOptions, bare, each_model, read_config
 from mergekit_collapse.states.model_identity import conditions, digest, model_identity
 
-_PROBES = 4
+# Of different lengths, so that padding is tried too, and short: whether layers run apart shows on
+# a few tokens, and every token more is computed twice for nothing.
+_LENGTHS = (16, 12, 8, 4)
 _ENCODER_DECODER = "it is an encoder-decoder, which is more than a stack of layers"
 
 
 class LayeredTrial:
-    """Tries one model on the shortest probes, before others are run layer by layer.
+    """Tries one model on beginnings of probes, before others are run layer by layer.
 
     Of an adapter's model its base is tried.
 
@@ -43,9 +45,7 @@ class LayeredTrial:
     ) -> None:
         self._references, self._options = references, options
         self._kept, self._full = kept, full
-        shortest = sorted(probes.probes, key=lambda p: len(p.prompt) + len(p.target))
-        # Of different lengths, so that padding is tried too.
-        self._probes = list({len(p.prompt): p for p in shortest[: 8 * _PROBES]}.values())[:_PROBES]
+        self._probes = _beginnings(probes.probes)
         self._tried = self._looked = False
         self._reason: str | None = None
         self._looked_at: dict[ModelReference, LayeredFiles] = {}
@@ -168,3 +168,12 @@ class LayeredTrial:
     def batch(self) -> Batch:
         """What a model is tried on."""
         return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
+
+
+def _beginnings(probes: Sequence[TokenizedProbe]) -> list[TokenizedProbe]:
+    """Of the longest probes, each cut to another length, with one token of the answer beyond."""
+    longest = sorted(probes, key=lambda p: -len(p.prompt))[: len(_LENGTHS)]
+    return [
+        TokenizedProbe(probe.prompt[:length], probe.target[:2])
+        for probe, length in zip(longest, _LENGTHS, strict=False)
+    ]
