@@ -1,4 +1,4 @@
-"""The encoder's experts, what is merged of them, and how.
+"""The encoder's experts, and what is merged of them.
 
 An expert is all-MiniLM-L6-v2 fine-tuned in full, with a linear head on its mean state. The heads
 are kept apart and never merged: each task is scored with its own.
@@ -74,17 +74,3 @@ SETS = (
     ("sentiment", "spam", "era", "genre", "pos"),
     NATURAL,
 )
-
-METHODS = (
-    *("linear", "task_arithmetic", "slerp", "karcher", "dare_ties", "ties", "weighted_karcher"),
-)
-
-
-def merges() -> list[tuple[str, tuple[str, ...]]]:
-    """Every merge, method by method: a method and its members; slerp takes two."""
-    return [
-        (method, members)
-        for method in METHODS
-        for members in (*PAIRS, *SETS)
-        if method != "slerp" or len(members) == 2
-    ]

@@ -4,42 +4,52 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mergekit.merge
 import torch
-from encoder_experts import EXPERTS
+from encoder_experts import EXPERTS, PAIRS, SETS
 from encoder_signals import Group, measured
 from encoder_training import accuracy, load_encoder, load_head, read_rows
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 from transformers import AutoTokenizer
 
+METHODS: Mapping[str, Mapping[str, float]] = {
+    "linear": {"weight": 1.0},
+    "task_arithmetic": {"weight": 0.8},
+    "slerp": {},
+    "karcher": {},
+    "dare_ties": {"weight": 0.8, "density": 0.5},
+    "ties": {"weight": 1.0, "density": 0.5},
+    "weighted_karcher": {"weight": 1.0},
+}
+"""Parameters of every model of a merge. ``linear`` and ``ties`` divide by the sum of weights;
+``task_arithmetic`` and ``dare_ties`` do not, so that they are hotter the more models there are."""
+
 TASK_VECTORS = ("task_arithmetic", "ties", "dare_ties")
-DENSE = ("ties", "dare_ties")
-DENSITY = 0.5
+
+
+def merges() -> list[tuple[str, tuple[str, ...]]]:
+    """Every merge, method by method: a method and its members; slerp takes two."""
+    return [
+        (method, members)
+        for method in METHODS
+        for members in (*PAIRS, *SETS)
+        if method != "slerp" or len(members) == 2
+    ]
 
 
 def recipe(folder: Path, method: str, members: Sequence[str]) -> dict[str, Any]:
-    """What MergeKit is given: equal weights throughout, 1 for each where they are not normalised.
-
-    So `linear` takes the mean, `task_arithmetic` and `dare_ties` the sum of the task vectors,
-    and `ties` the mean of those that agree in sign.
-    """
+    """What MergeKit is given: the same parameters for every member; slerp goes half the way."""
     place = folder / "encoder"
-    parameters: dict[str, Any] = {} if method in ("slerp", "karcher") else {"weight": 1.0}
-    if method in DENSE:
-        parameters["density"] = DENSITY
-    found: dict[str, Any] = {
-        "merge_method": method,
-        "dtype": "float32",
-        "models": [
-            {"model": str(place / "experts" / name), "parameters": dict(parameters)}
-            for name in members
-        ],
-    }
+    models = [
+        {"model": str(place / "experts" / name), "parameters": dict(METHODS[method])}
+        for name in members
+    ]
+    found: dict[str, Any] = {"merge_method": method, "dtype": "float32", "models": models}
     if method in TASK_VECTORS:
         found["base_model"] = str(place / "base")
     if method == "slerp":
@@ -64,14 +74,14 @@ def make_merge(folder: Path, method: str, group: Group) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     out = folder / "encoder" / f".merged-{os.getpid()}"
     shutil.rmtree(out, ignore_errors=True)
-    start = time.perf_counter()
+    start = time.process_time()
     merge(folder, method, group.members, out)
-    seconds = {"merge": time.perf_counter() - start}
+    seconds = {"merge": time.process_time() - start}
     model, tokenizer = load_encoder(out, torch.bfloat16), AutoTokenizer.from_pretrained(out)
-    start = time.perf_counter()
+    start = time.process_time()
     distortions = measured(group, out, model)
-    seconds["measure"] = time.perf_counter() - start
-    start = time.perf_counter()
+    seconds["measure"] = time.process_time() - start
+    start = time.process_time()
     heads = folder / "encoder" / "heads"
     scores = {
         name: accuracy(
@@ -82,7 +92,7 @@ def make_merge(folder: Path, method: str, group: Group) -> None:
         )
         for name in group.members
     }
-    seconds["score"] = time.perf_counter() - start
+    seconds["score"] = time.process_time() - start
     found = {
         "method": method,
         "members": list(group.members),

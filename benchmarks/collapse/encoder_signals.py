@@ -43,6 +43,7 @@ class Read:
         probes: as token ids, source by source.
         sources: of each probe, the task it is of, or ``builtin``.
         values: in the order of ``models``.
+        layer: the number of the last layer, after which they were taken.
         seconds: what it took to run one model on one probe, on average.
     """
 
@@ -50,6 +51,7 @@ class Read:
     probes: TokenizedProbes
     sources: tuple[str, ...]
     values: Float32[np.ndarray, "model probe feature"]
+    layer: int
     seconds: float
 
 
@@ -78,19 +80,26 @@ def read_all(folder: Path) -> Read:
     probes, sources = _probes(folder)
     kept = place / "states.npz"
     if not kept.exists():
-        start = time.perf_counter()
+        start = time.process_time()
         paths = [*(place / "experts" / name for name in EXPERTS), place / "base"]
         found = collect(
             [_reference(path) for path in paths], models, len(EXPERTS), probes, REQUEST, OPTIONS
         )
-        seconds = (time.perf_counter() - start) / len(models) / len(sources)
+        seconds = (time.process_time() - start) / len(models) / len(sources)
         rough = kept.with_name(".states.npz")
-        np.savez(rough, values=found.hidden.values[0], seconds=seconds, digest=probes.digest)
+        np.savez(
+            rough,
+            values=found.hidden.values[0],
+            layer=found.hidden.layers[0],
+            seconds=seconds,
+            digest=probes.digest,
+        )
         rough.rename(kept)
     with np.load(kept) as stored:
         if str(stored["digest"]) != probes.digest or len(stored["values"]) != len(models):
             raise SystemExit(f"{kept} is of other probes or experts: delete it")
-        return Read(models, probes, sources, stored["values"], float(stored["seconds"]))
+        layer, seconds = int(stored["layer"]), float(stored["seconds"])
+        return Read(models, probes, sources, stored["values"], layer, seconds)
 
 
 def _probes(folder: Path) -> tuple[TokenizedProbes, tuple[str, ...]]:
@@ -112,7 +121,7 @@ def read_group(read: Read, members: Sequence[str]) -> Group:
     Two members of one task have a task each, with equal probes: in the mean over all probes
     those count twice.
     """
-    start = time.perf_counter()
+    start = time.process_time()
     own = _part(read, members, [EXPERTS[name].task for name in members])
     shipped = _part(read, members, [BUILTIN])
     tasks: list[tuple[str, int | None]] = [(name, owner) for owner, name in enumerate(members)]
@@ -125,7 +134,7 @@ def read_group(read: Read, members: Sequence[str]) -> Group:
         *geometries,
         (own[0], shipped[0]),
         (own[1], shipped[1]),
-        time.perf_counter() - start,
+        time.process_time() - start,
     )
 
 
@@ -141,7 +150,7 @@ def _part(
     states = SpaceStates(
         "hidden",
         "mean",
-        (6,),
+        (read.layer,),
         (read.values[np.ix_(models, every)],),
         np.arange(len(every), dtype=np.int64),
     )
@@ -171,7 +180,7 @@ def measured(group: Group, folder: Path, model: Any) -> Mapping[str, Mapping[str
     """
     found: dict[str, dict[str, float | None]] = {}
     parts = zip(
-        ("own", "builtin"), (group.own, group.shipped), group.states, group.probes, strict=True
+        ("", "builtin_"), (group.own, group.shipped), group.states, group.probes, strict=True
     )
     for name, geometry, experts, probes in parts:
         merged = collect(
@@ -184,9 +193,9 @@ def measured(group: Group, folder: Path, model: Any) -> Mapping[str, Mapping[str
             each=lambda _references, _options, visit: visit(0, model),
         )
         read = measured_distortion(experts, merged.hidden, geometry, probes.task_of_probe)
-        found[f"{name}.pooled"] = dict(zip(group.members, read.distortion, strict=True))
-        if name == "own":
-            found["own.own_task"] = {task.name: task.distortion for task in read.own_task}
+        found[f"{name}hidden_pooled"] = dict(zip(group.members, read.distortion, strict=True))
+        if not name:
+            found["hidden_own"] = {task.name: task.distortion for task in read.own_task}
     return found
 
 

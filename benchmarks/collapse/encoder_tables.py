@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from encoder_experts import EXPERTS, PAIRS, SETS, merges
-from encoder_merges import recipe
+from encoder_experts import EXPERTS
+from encoder_merges import merges, recipe
 from encoder_signals import Group, Read
 from mergekit.config import MergeConfiguration
 
@@ -20,8 +20,9 @@ from mergekit_collapse.recipe.coefficients import recipe_coefficients
 from mergekit_collapse.recipe.recipe import build_recipe
 from mergekit_collapse.shapes import Float64
 
-READ = ("own.pooled", "own.own_task", "builtin.pooled")
-"""Probes and reading of a measured distortion."""
+MEASURED = ("hidden_pooled", "hidden_own", "builtin_hidden_pooled")
+"""Distortions of a finished merge: on the probes of all members' tasks, of the owner's alone, and
+on the shipped ones."""
 
 
 class Signal(NamedTuple):
@@ -63,13 +64,13 @@ def expert_rows(experts: Experts) -> Iterator[list[Any]]:
 def outcome_rows(experts: Experts, records: Records) -> Iterator[list[Any]]:
     """Rows of outcomes.csv with its header: one for each merge and member."""
     columns = ("expert_score", "merged_score", "base_score", "loss_percent")
-    yield ["merge", "method", "members", "expert", *columns, *(f"measured.{r}" for r in READ)]
+    yield ["merge", "method", "members", "expert", *columns, *MEASURED]
     for (method, members), record in records.items():
         joined = "+".join(members)
         for name in members:
             own, merged = experts[name]["own"], record["scores"][name]
             scores = (own, merged, experts[name]["base"], (merged / own - 1) * 100)
-            distortions = (record["measured"][r][name] for r in READ)
+            distortions = (record["measured"][r][name] for r in MEASURED)
             cells = map(_cell, (*scores, *distortions))
             yield [f"{method}:{joined}", method, joined, name, *cells]
 
@@ -79,12 +80,12 @@ def signals(
 ) -> Iterator[Signal]:
     """Every predictor of one set of experts, for each of the methods that it was merged by."""
     joined = "+".join(group.members)
-    for place, geometry in (("own", group.own), ("builtin", group.shipped)):
+    for place, geometry in (("", group.own), ("builtin_", group.shipped)):
         probes = len(geometry.own_task.tasks) * 32
         # One model's states serve every set; a set by itself runs all of its members.
         spent = read.seconds * probes * len(group.members) + group.seconds
         for expert, quantity, value in _of_geometry(geometry, group.members):
-            yield Signal(joined, "", expert, f"{place}.{quantity}", value, spent)
+            yield Signal(joined, "", expert, f"{place}{quantity}", value, spent)
     for name in group.members:
         of = experts[name]
         yield Signal(joined, "", name, "norm", of["norm"], 0.0)
@@ -100,18 +101,18 @@ def _of_geometry(
 ) -> Iterator[tuple[str, str, float | None]]:
     count = len(members)
     others = geometry.squared[:count, :count]
-    yield "", "r2", geometry.ball.radius_squared
-    yield "", "diameter_squared", geometry.bounds.diameter_squared
+    yield "", "hidden_r2", geometry.ball.radius_squared
+    yield "", "hidden_diameter_squared", geometry.bounds.diameter_squared
     minimax = geometry.own_task.minimax
     if minimax is not None:
-        yield "", "own_task_ball", minimax.distortion
+        yield "", "hidden_own_ball", minimax.distortion
     for reading in READINGS:
         difficulty = geometry.difficulty(reading)
         for name, value, reason in zip(members, difficulty.mds, difficulty.reasons, strict=True):
-            yield name, f"mds_{reading}", math.inf if reason == INFINITE else value
+            yield name, f"hidden_mds_{reading}", math.inf if reason == INFINITE else value
     for index, name in enumerate(members):
-        yield name, "mean_squared_distance", float(others[index].sum() / (count - 1))
-        yield name, "distance_to_base", float(geometry.squared[index, count])
+        yield name, "hidden_mean_squared_distance", float(others[index].sum() / (count - 1))
+        yield name, "hidden_squared_distance_to_base", float(geometry.squared[index, count])
 
 
 def _of_merge(
@@ -120,18 +121,20 @@ def _of_merge(
     joined, members = "+".join(group.members), group.members
     alpha = coefficients(folder, method, members)
     if alpha is not None:
-        for place, geometry in (("own", group.own), ("builtin", group.shipped)):
+        for place, geometry in (("", group.own), ("builtin_", group.shipped)):
             values = predicted_distortion(geometry.squared, alpha)
             for name, value in zip(members, values, strict=False):
-                yield Signal(joined, method, name, f"{place}.predicted", float(value), 0.0)
+                yield Signal(
+                    joined, method, name, f"{place}hidden_pooled_predicted", float(value), 0.0
+                )
         for task in group.own.own_task.tasks:
             if task.squared is not None and task.owner is not None:
                 value = float(predicted_distortion(task.squared, alpha)[task.owner])
-                yield Signal(joined, method, task.name, "own.own_task_predicted", value, 0.0)
+                yield Signal(joined, method, task.name, "hidden_own_predicted", value, 0.0)
     spent = record["seconds"]["merge"] + record["seconds"]["measure"]
-    for reading in READ:
+    for reading in MEASURED:
         for name, value in record["measured"][reading].items():
-            yield Signal(joined, method, name, f"measured.{reading}", value, spent)
+            yield Signal(joined, method, name, f"measured_{reading}", value, spent)
 
 
 def coefficients(
@@ -148,11 +151,6 @@ def coefficients(
         return None
     by_name = {Path(m.model.path).name: a for m, a in zip(built.models, found, strict=True)}
     return np.array([by_name.get(name, 0.0) for name in (*members, "base")])
-
-
-def sets() -> tuple[tuple[str, ...], ...]:
-    """Every set of members."""
-    return (*PAIRS, *SETS)
 
 
 def write(file: Path, rows: Iterable[Sequence[Any]]) -> None:

@@ -120,7 +120,8 @@ def train(expert: Expert, model: Any, tokenizer: Any, head: torch.nn.Linear, row
 def make_expert(name: str, folder: Path, base: Path) -> None:
     """Leave an expert at encoder/experts/NAME, its head and its record beside in encoder/heads.
 
-    The record is written last: an expert that has one is finished.
+    The record is written last: an expert that has one is finished. Its seconds, as all in the
+    encoder's tables, are the processor's.
 
     Raises:
         SystemExit: the finished one was trained otherwise.
@@ -133,7 +134,7 @@ def make_expert(name: str, folder: Path, base: Path) -> None:
             raise SystemExit(f"{record} is of another {name}: delete {folder / 'encoder'}")
         return
     heads.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    start = time.process_time()
     rows, held_out = (read_rows(folder, expert, part) for part in ("train", "held_out"))
     model, tokenizer = load_encoder(base, torch.float32), AutoTokenizer.from_pretrained(base)
     before = [p.detach().clone() for p in model.base_model.parameters()]
@@ -156,7 +157,7 @@ def make_expert(name: str, folder: Path, base: Path) -> None:
         accuracy(load_encoder(one, torch.bfloat16), tokenizer, head, held_out)
         for one in (place, base)
     )
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     found = {**asdict(expert), "own": own, "base": of_base, "norm": norm, "loss": loss}
     rough = heads / f".{name}-{os.getpid()}"
     rough.write_text(json.dumps({**found, "seconds": seconds}), encoding="utf-8")
