@@ -3,7 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_tables(folder: Path) -> None:
     _write("nonlinearity.csv", _nonlinearity(made))
     sets = {tuple(r["members"].split("+")) for r in made}
     known = _signals(folder, [m.members for m in merges() if m.members in sets])
-    _write("sets.csv", ({"members": r["members"], **r["group"]} for r in known))
+    _write("sets.csv", ({"members": r["members"], **_timeless(r["group"])} for r in known))
     _write(
         "members.csv",
         (
@@ -35,6 +36,49 @@ def write_tables(folder: Path) -> None:
             for member, values in zip(r["members"].split("+"), r["each"], strict=True)
         ),
     )
+    _write("rivals.csv", _rivals(folder, sets))
+    _write("costs.csv", _costs(folder, known))
+
+
+def _rivals(folder: Path, sets: Collection[tuple[str, ...]]) -> Iterable[dict[str, object]]:
+    """What the other predictors say of each set, as `predictor_rows` wrote it."""
+    found: dict[str, dict[str, object]] = {}
+    for row in _foretold(folder):
+        if row["expert"] == "" and row["value"] and tuple(row["members"].split("+")) in sets:
+            values = found.setdefault(row["members"], {"members": row["members"]})
+            values[row["predictor"]] = float(row["value"])
+    return found.values()
+
+
+def _timeless(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if not key.endswith(".seconds")}
+
+
+def _foretold(folder: Path) -> list[dict[str, str]]:
+    path = folder / "predictors.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+    """Seconds that a signal takes, the mean over sets, beyond what it shares with others."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for record in records(folder, "states"):
+        taken["states of one model on one task's probes"].append(record["seconds"])
+    for record in known:
+        for key, value in record["group"].items():
+            if key.endswith(".seconds"):
+                taken[key.removesuffix(".seconds")].append(value)
+    for row in _foretold(folder):
+        if row["expert"] == "":
+            taken[row["predictor"]].append(float(row["seconds"]))
+    for record in records(folder, "merge"):
+        taken["merging"].append(record["merge_seconds"])
+        taken["rehearsal: states of the merged model"].append(record["rehearse_seconds"])
+    for name, values in taken.items():
+        yield {"signal": name, "seconds": sum(values) / len(values), "times": len(values)}
 
 
 def _experts(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
@@ -99,6 +143,8 @@ def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, An
 
 def _write(name: str, rows: Iterable[Mapping[str, object]]) -> None:
     rows = list(rows)
+    if not rows:
+        return
     columns = list(dict.fromkeys(key for row in rows for key in row))
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / name).open("w", encoding="utf-8", newline="") as file:

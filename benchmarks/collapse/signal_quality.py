@@ -48,7 +48,7 @@ def quality(
     score = score[~np.isnan(score)]
     loss = np.array([row.worst for row in rows])
     collapsed = loss < -beyond
-    if min(collapsed.sum(), (~collapsed).sum()) < BOTH or np.ptp(score[np.isfinite(score)]) == 0:
+    if min(collapsed.sum(), (~collapsed).sum()) < BOTH or len(np.unique(score)) < 2:
         return None
     sets = [row.members for row in rows]
     return Quality(
