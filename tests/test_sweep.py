@@ -9,18 +9,19 @@ import pytest
 import tiny_models
 import torch
 import transformers
-from mergekit.common import ModelReference
+from mergekit.common import ModelPath, ModelReference
 from safetensors.torch import load_file, save_file
 from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import run_plan, streaming, tensor_files
+from mergekit_collapse.states import run_plan, shard_file, streaming
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.lora_update import LoraAdapter
 from mergekit_collapse.states.run_models import LAYERED
 from mergekit_collapse.states.stage_tensors import StagedFiles, common_starts
 from mergekit_collapse.states.tensor_files import TensorFiles
@@ -308,24 +309,37 @@ def test_a_file_that_changes_while_it_is_read(tiny_model, tmp_path, what):
         files.read(name)
 
 
+def test_an_adapter_that_is_cut_short_while_it_is_read(tiny_model, tmp_path):
+    base = tiny_model("llama")
+    adapter = make_adapter(base, tmp_path / "adapter", 1)
+    names = {name: name for name in TensorFiles(base).names}
+    opened = LoraAdapter(ModelPath(path=str(adapter)), names, None)
+    changed = max(opened.changed)
+    shape = TensorFiles(base).shape(changed)
+    assert opened.update(changed, shape) is not None
+    os.truncate(adapter / "adapter_model.safetensors", 600)
+    with pytest.raises(EvaluationError, match=r"adapter_model\.safetensors: was cut short while"):
+        opened.update(changed, shape)
+
+
 def test_of_many_files_few_are_open(tiny_model, probes, monkeypatch):
     models = [tiny_model("llama", seed) for seed in (0, 1)]
-    due, before = states_of(models, probes), len(tensor_files._KEPT_OPEN)
-    monkeypatch.setattr(tensor_files, "_MOST_OPEN", before)
+    due, before = states_of(models, probes), len(shard_file._KEPT_OPEN)
+    monkeypatch.setattr(shard_file, "_MOST_OPEN", before)
     files = [TensorFiles(model) for model in models]
-    assert len(tensor_files._KEPT_OPEN) == before
+    assert len(shard_file._KEPT_OPEN) == before
     assert_same(states_of(models, probes), due)
     monkeypatch.undo()
     files.append(TensorFiles(models[0]))
-    assert len(tensor_files._KEPT_OPEN) == before + 1
+    assert len(shard_file._KEPT_OPEN) == before + 1
     del files
-    assert len(tensor_files._KEPT_OPEN) == before
+    assert len(shard_file._KEPT_OPEN) == before
 
 
 def test_a_file_that_is_not_kept_open_is_missed_or_known_to_be_another(
     tiny_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tensor_files, "_MOST_OPEN", 0)
+    monkeypatch.setattr(shard_file, "_MOST_OPEN", 0)
     folder = freeze(tiny_model("llama"), tmp_path / "model", "nothing")
     path, files = folder / "model.safetensors", TensorFiles(folder)
     name, status, other = min(files.names), path.stat(), tmp_path / "other"

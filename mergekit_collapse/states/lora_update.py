@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mergekit_collapse.findings import shortened
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.preflight.model_source import LocalFolder, read_json
 from mergekit_collapse.preflight.weight_files import adapter_folder
+from mergekit_collapse.states.shard_file import ShardFile
 
 # Settings of PEFT's LoraConfig under which the change is not scaling·B·A.
 _OTHER_FORMULAS = (
@@ -79,12 +81,9 @@ class LoraAdapter:
         folder = adapter_folder(path, cache_dir)
         self._config = read_json(LocalFolder(folder), "adapter_config.json")
         self._require_plain()
-        files = ("adapter_model.safetensors", "adapter_model.bin")
-        file = next(folder / name for name in files if (folder / name).exists())
         with told_as_evaluation_error(self.where, "download it again"):
-            # Without MergeKit's own unpickler: torch's, restricted to weights.
-            self._loader = TensorLoader.get(str(file), use_lazy_unpickle=False)
-            self._sort(sorted(self._loader.keys()), frozenset(names.values()))
+            self._tensor, keys = _opened(folder)
+            self._sort(keys, frozenset(names.values()))
 
     @property
     def changed(self) -> frozenset[str]:
@@ -130,8 +129,7 @@ class LoraAdapter:
 
     def _read(self, key: str) -> torch.Tensor:
         with told_as_evaluation_error(self.where, "download it again"):
-            tensor: torch.Tensor = self._loader.get_tensor(key)
-        return tensor
+            return self._tensor(key)
 
     def _require_plain(self) -> None:
         config = self._config
@@ -179,6 +177,16 @@ class LoraAdapter:
         if half or not self.changed:
             lost = f"half of the pair for {shortened(half)}" if half else "all weights"
             raise EvaluationError(f"{self.where}: lacks {lost}; download it again")
+
+
+def _opened(folder: Path) -> tuple[Callable[[str], torch.Tensor], list[str]]:
+    """How to read a tensor of an adapter, and the names of all."""
+    if (file := folder / "adapter_model.safetensors").exists():
+        shard = ShardFile(file)
+        return shard.tensor, sorted(shard.tensors)
+    # Without MergeKit's own unpickler: torch's, restricted to weights.
+    loader = TensorLoader.get(str(folder / "adapter_model.bin"), use_lazy_unpickle=False)
+    return loader.get_tensor, sorted(loader.keys())
 
 
 def name_in(target: str, names: frozenset[str]) -> str | None:
