@@ -26,11 +26,11 @@ from mergekit_collapse.states.devices import OnDevices, runner
 from mergekit_collapse.states.fewer_tokens import fewer_tokens
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.loader import LoadOptions
+from mergekit_collapse.states.loader import LoadOptions, each_model
 from mergekit_collapse.states.memory_use import Meter
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.parts import Part, absolute, deal, evenly, prepare, run_part
-from mergekit_collapse.states.run_models import run_models
+from mergekit_collapse.states.run_models import ANY_ROOM, Run, run_models
 from mergekit_collapse.states.state_store import NO_STORE
 from mergekit_collapse.states.streaming import Asked
 
@@ -221,7 +221,8 @@ def test_a_lost_process_is_told(pool, probes, monkeypatch):
 @pytest.mark.slow
 def test_a_machine_that_computes_otherwise_or_lacks_the_models_is_told(pool, probes, tmp_path):
     models = absolute(asked(str(pool[0])))
-    work = prepare(models, probes, OPTIONS, None, NO_STORE, together=1)
+    run = Run(models, probes, OPTIONS, None, None, each_model, ANY_ROOM, lambda *_: None)
+    work = prepare(run, NO_STORE)
     part = Part(tuple(models), {})
     other = replace(work, conditions=("torch.bfloat16", *work.conditions[1:]))
     with pytest.raises(EvaluationError, match=r"it has torch\.float32 and not torch\.bfloat16"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evidence_outcomes import outcome_tables
+from evidence_rules import rule_tables
 from evidence_signals import signal_tables
 from merge_rows import MergeRow, merge_rows
 
@@ -19,7 +20,13 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield "# Does the gate refuse the merges that collapse?"
     yield ""
     yield from outcome_tables(rows)
-    yield from signal_tables(rows)
+    seen = [row for row in rows if not row.unseen]
+    yield "## Signals side by side"
+    yield ""
+    yield from signal_tables(seen)
+    yield "## The default"
+    yield ""
+    yield from rule_tables(seen)
 
 
 def main() -> None:

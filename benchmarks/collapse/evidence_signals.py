@@ -1,47 +1,57 @@
 """Signals side by side on the same merges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from merge_rows import MergeRow
-from mergekit_collapse.study.estimate import Estimate
+from signal_names import BEFORE, REHEARSED, RIVALS
 from signal_quality import Quality, quality
+
+from mergekit_collapse.study.estimate import Estimate
+
+BLOCKS = {
+    "Before the merge, from the experts' states": BEFORE,
+    "Of the merged model on the probes: a rehearsal": REHEARSED,
+    "What others go by": RIVALS,
+}
+HEAD = (
+    "| signal | AUROC, beyond 20 % | beyond 30 % | pairs | groups | without a task | Spearman "
+    "| Pearson |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
 
 
 def signal_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
-    """All signals on the tasks that were looked at, then on the others."""
-    names = list(dict.fromkeys(name for row in rows for name in row.readings))
-    names = [n for n in names if not n.endswith("seconds")]
-    for title, part in (
-        ("tasks looked at", [r for r in rows if not r.unseen]),
-        ("a task unseen", [r for r in rows if r.unseen]),
-    ):
-        yield f"## {title}"
+    """A table for each kind of signal."""
+    for title, names in BLOCKS.items():
+        yield f"**{title}**"
         yield ""
-        yield from _table(part, names)
+        yield from _table(rows, names)
+        yield ""
 
 
-def _table(rows: Sequence[MergeRow], names: Sequence[str]) -> Iterator[str]:
-    found = [q for name in names if (q := quality(rows, name, 20.0)) is not None]
-    yield "| signal | merges | collapsed | AUROC | without a task | Spearman | beyond 30 % |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for one in sorted(found, key=lambda q: -q.auroc.value):
-        more = quality(rows, one.name, 30.0)
-        yield _line(one, more)
-    yield ""
+def _table(rows: Sequence[MergeRow], names: Mapping[str, str]) -> Iterator[str]:
+    yield from HEAD
+    pairs = [row for row in rows if len(row.members) == 2]
+    groups = [row for row in rows if len(row.members) > 2]
+    for name, label in names.items():
+        one = quality(rows, name, 20.0)
+        if one is None:
+            yield f"| {label} | too few merges have it | | | | | | |"
+            continue
+        cells = (
+            shown(one.auroc),
+            _auroc(quality(rows, name, 30.0)),
+            _auroc(quality(pairs, name, 20.0)),
+            _auroc(quality(groups, name, 20.0)),
+            f"{one.without_a_task.low:.2f} to {one.without_a_task.high:.2f}",
+            shown(one.spearman),
+            shown(one.pearson) if one.pearson else "infinite somewhere",
+        )
+        yield f"| {label} | {' | '.join(cells)} |"
 
 
-def _line(one: Quality, more: Quality | None) -> str:
-    left = one.without_a_task
-    cells = (
-        one.name,
-        str(one.merges),
-        str(one.collapsed),
-        shown(one.auroc),
-        f"{left.low:.2f} to {left.high:.2f}",
-        shown(one.spearman),
-        shown(more.auroc) if more else "",
-    )
-    return f"| {' | '.join(cells)} |"
+def _auroc(found: Quality | None) -> str:
+    return "" if found is None else f"{found.auroc.value:.2f}"
 
 
 def shown(found: Estimate) -> str:

@@ -138,7 +138,7 @@ def _of_member(row: Mapping[str, str], expert: Mapping[str, str]) -> Iterator[tu
     yield "measured.variance_lost", 1 - float(row["variance_ratio"])
     yield "measured.rank_lost", 1 - float(row["rank_ratio"])
     yield "base_score", -float(expert.get("base", "nan"))
-    yield "task_vector_norm", float(expert.get("norm", "nan"))
+    yield "largest_norm", float(expert.get("norm", "nan"))
 
 
 def _makes(experts: Sequence[Mapping[str, str]]) -> str:

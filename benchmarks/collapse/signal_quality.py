@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from merge_rows import MergeRow, column
+
 from mergekit_collapse.study.auroc import auroc
 from mergekit_collapse.study.clustered_correlation import pearson, spearman
 from mergekit_collapse.study.estimate import Estimate

@@ -9,12 +9,9 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.device_process import DeviceProcess
-from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.parts import Part, PartStates, absolute, deal, on_device, prepare
-from mergekit_collapse.states.run_models import EachModel, Put, Room, RunModels, run_models
+from mergekit_collapse.states.run_models import Put, Run, RunModels, run_models
 from mergekit_collapse.states.state_store import NO_STORE
 from mergekit_collapse.states.streaming import Asked, Beside
 
@@ -31,33 +28,20 @@ class OnDevices:
     def __init__(self, devices: Sequence[str]) -> None:
         self._devices = tuple(devices)
 
-    def __call__(
-        self,
-        models: Sequence[Asked],
-        probes: TokenizedProbes,
-        options: LoadOptions,
-        trial: LayeredTrial | None,
-        *,
-        beside: Beside | None,
-        each: EachModel,
-        room: Room,
-        put: Put,
-    ) -> Mapping[int, str]:
-        """As ``run_models``, which runs a single part; ``each`` is for that alone."""
-        placed = absolute(models)
-        parts = deal(placed, len(self._devices), beside)
+    def __call__(self, run: Run) -> Mapping[int, str]:
+        """As ``run_models``, which runs a single part; ``run.each`` is for that alone."""
+        placed = replace(run, models=absolute(run.models))
+        parts = deal(placed.models, len(self._devices), run.beside)
         if len(parts) <= 1:
-            return run_models(
-                models, probes, options, trial, beside=beside, each=each, room=room, put=put
-            )
-        work = prepare(placed, probes, options, trial, NO_STORE, together=room.together)
+            return run_models(run)
+        work = prepare(placed, NO_STORE)
         # What the trial took here is for the process that runs on the same device.
         torch.cuda.empty_cache()
-        asked = {one.index: one for one in models}
+        asked = {one.index: one for one in run.models}
         reasons: dict[int, str] = {}
         idle: queue.SimpleQueue[DeviceProcess] = queue.SimpleQueue()
 
-        def run(part: Part) -> PartStates:
+        def run_part(part: Part) -> PartStates:
             process = idle.get()
             try:
                 return process.run(part)
@@ -65,7 +49,7 @@ class OnDevices:
                 idle.put(process)
 
         with (
-            tqdm(total=len(models), unit="model", disable=not options.progress) as bar,
+            tqdm(total=len(run.models), unit="model", disable=not run.options.progress) as bar,
             ThreadPoolExecutor(len(self._devices)) as pool,
             # Left first, so that no thread waits for a process after an error.
             ExitStack() as processes,
@@ -73,11 +57,11 @@ class OnDevices:
             for device in self._devices[: len(parts)]:
                 there = on_device(work, replace(work.options, device=device))
                 idle.put(processes.enter_context(DeviceProcess(there)))
-            futures = [pool.submit(run, part) for part in parts]
+            futures = [pool.submit(run_part, part) for part in parts]
             try:
                 for future in as_completed(futures):
                     found = future.result()
-                    take(found, asked, beside, put)
+                    take(found, asked, run.beside, run.put)
                     reasons |= found.reasons
                     bar.update(len(found.states))
             except BaseException:

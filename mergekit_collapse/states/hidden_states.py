@@ -19,7 +19,15 @@ from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 from mergekit_collapse.states.missing_states import MissingStates
 from mergekit_collapse.states.model_states import ModelRequest
 from mergekit_collapse.states.pooling import Pooling
-from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, EachModel, Room, RunModels
+from mergekit_collapse.states.run_models import (
+    ANY_ROOM,
+    LAYERED,
+    WHOLE,
+    EachModel,
+    Room,
+    Run,
+    RunModels,
+)
 from mergekit_collapse.states.run_plan import RunPlan, longest_probe, plan_run, tell
 from mergekit_collapse.states.state_store import NO_STORE, StateStore
 from mergekit_collapse.states.states import States
@@ -136,16 +144,17 @@ def collect(  # noqa: PLR0917  (the record of every stage before it, in their or
     told = False
     while missing.indices:
         try:
-            found = (run or runner(options.device))(
-                missing.asked(),
-                probes,
-                options,
-                trial,
+            work = Run(
+                models=missing.asked(),
+                probes=probes,
+                options=options,
+                trial=trial,
                 beside=beside,
                 each=each,
                 room=room,
                 put=missing.put,
             )
+            found = (run or runner(options.device))(work)
         except EvaluationError as error:
             tokens = fewer_tokens(error, tokens, longest_probe(probes), first=not told)
         else:

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,10 +15,7 @@ from tqdm import tqdm
 
 from mergekit_collapse.errors import CompatError, EvaluationError, InvalidRecipeError
 from mergekit_collapse.foreign_errors import first_line
-from mergekit_collapse.probes.tokens import TokenizedProbes
 from mergekit_collapse.states.devices import take
-from mergekit_collapse.states.layered_trial import LayeredTrial
-from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.parts import (
     Part,
     PartStates,
@@ -29,9 +26,8 @@ from mergekit_collapse.states.parts import (
     prepare,
     run_part,
 )
-from mergekit_collapse.states.run_models import EachModel, Put, Room
+from mergekit_collapse.states.run_models import Run
 from mergekit_collapse.states.state_store import StateStore
-from mergekit_collapse.states.streaming import Asked, Beside
 
 # A part whose worker is lost is begun anew so many times.
 _RETRIES = 3
@@ -81,43 +77,32 @@ class OnRay:
     ) -> None:
         self._address, self._store, self._task = address, store, task
 
-    def __call__(
-        self,
-        models: Sequence[Asked],
-        probes: TokenizedProbes,
-        options: LoadOptions,
-        trial: LayeredTrial | None,
-        *,
-        beside: Beside | None,
-        each: EachModel,
-        room: Room,
-        put: Put,
-    ) -> Mapping[int, str]:
+    def __call__(self, run: Run) -> Mapping[int, str]:
         """As ``run_models``; workers bring models into memory in their own way."""
-        if not models:
+        if not run.models:
             return {}
-        placed = absolute(models)
-        work = prepare(placed, probes, options, trial, self._store, together=room.together)
-        gpu = torch.device(options.device).type == "cuda"
+        placed = replace(run, models=absolute(run.models))
+        work = prepare(placed, self._store)
+        gpu = torch.device(run.options.device).type == "cuda"
         if gpu:
             # Ray shows a worker its own GPU alone.
             work = on_device(work, replace(work.options, device="cuda"))
-        asked = {one.index: one for one in models}
+        asked = {one.index: one for one in run.models}
         reasons: dict[int, str] = {}
         with (
             _cluster(self._address) as ray,
-            tqdm(total=len(models), unit="model", disable=not options.progress) as bar,
+            tqdm(total=len(run.models), unit="model", disable=not run.options.progress) as bar,
         ):
             each_task, places = _resources(ray, work.threads, gpu)
             remote = ray.remote(**each_task, max_retries=_RETRIES)(self._task)
             shared = ray.put(work)
-            parts = deal(placed, places, beside)
+            parts = deal(placed.models, places, run.beside)
             waiting = {remote.remote(part, shared): part for part in parts}
             try:
                 while waiting:
                     (ready, *_), _rest = ray.wait(list(waiting), num_returns=1)
                     found = _result(ray, ready, waiting.pop(ready))
-                    take(found, asked, beside, put)
+                    take(found, asked, run.beside, run.put)
                     reasons |= found.reasons
                     bar.update(len(found.states))
             finally:

@@ -18,7 +18,7 @@ from mergekit_collapse.states.loader import LoadOptions, each_model
 from mergekit_collapse.states.missing_states import MissingStates
 from mergekit_collapse.states.model_identity import conditions
 from mergekit_collapse.states.model_states import ModelStates
-from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, run_models
+from mergekit_collapse.states.run_models import ANY_ROOM, LAYERED, WHOLE, Run, run_models
 from mergekit_collapse.states.state_store import StateStore
 from mergekit_collapse.states.streaming import Asked, Beside, Extra
 
@@ -73,33 +73,26 @@ class PartStates:
     extras: Mapping[int, Extra]
 
 
-def prepare(
-    models: Sequence[Asked],
-    probes: TokenizedProbes,
-    options: LoadOptions,
-    trial: LayeredTrial | None,
-    store: StateStore,
-    *,
-    together: int,
-) -> Work:
+def prepare(run: Run, store: StateStore) -> Work:
     """What all parts need, for models with ``absolute`` names; one model is tried here if need be.
 
     Raises:
         EvaluationError: a model's files are not there, or cannot be read.
     """
-    paths = {path.path for one in models for path in _paths(one.reference)}
+    options, trial = run.options, run.trial
+    paths = {path.path for one in run.models for path in _paths(one.reference)}
     cache = options.cache_dir and os.path.abspath(options.cache_dir)
     if trial is not None:
-        trial.settle(one.reference for one in models)
+        trial.settle(one.reference for one in run.models)
     work = Work(
-        probes=probes,
+        probes=run.probes,
         options=options,
         trial=trial,
         threads=torch.get_num_threads(),
         conditions=conditions(options),
         folders=frozenset(path for path in paths if Path(path).is_dir()),
         store=store,
-        together=together,
+        together=run.room.together,
     )
     return on_device(work, replace(options, cache_dir=cache, progress=False))
 
@@ -156,15 +149,17 @@ def run_part(part: Part, work: Work) -> PartStates:
     missing.find()
     beside = _Extras(part.extras)
     reasons = run_models(
-        missing.asked(),
-        work.probes,
-        work.options,
-        work.trial,
-        beside=beside,
-        each=each_model,
-        # Parts are no larger than their models were when the room was found.
-        room=replace(ANY_ROOM, together=work.together),
-        put=missing.put,
+        Run(
+            models=missing.asked(),
+            probes=work.probes,
+            options=work.options,
+            trial=work.trial,
+            beside=beside,
+            each=each_model,
+            # Parts are no larger than their models were when the room was found.
+            room=replace(ANY_ROOM, together=work.together),
+            put=missing.put,
+        )
     )
     return PartStates(states, reasons, beside.done)
 

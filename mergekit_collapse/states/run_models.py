@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from mergekit.common import ModelReference
 
@@ -44,44 +44,34 @@ def _anything(_whole: Mapping[int, str]) -> None:
 ANY_ROOM = Room(sys.maxsize, _anything)
 
 
-@runtime_checkable
-class RunModels(Protocol):
-    """Where models are run: what has the arguments and the result of ``run_models``."""
+@dataclass(frozen=True)
+class Run:
+    """Models to be run over every probe, and what for.
 
-    def __call__(
-        self,
-        models: Sequence[Asked],
-        probes: TokenizedProbes,
-        options: LoadOptions,
-        trial: LayeredTrial | None,
-        *,
-        beside: Beside | None,
-        each: EachModel,
-        room: Room,
-        put: Put,
-    ) -> Mapping[int, str]:
-        """As ``run_models``."""
-
-
-def run_models(
-    models: Sequence[Asked],
-    probes: TokenizedProbes,
-    options: LoadOptions,
-    trial: LayeredTrial | None,
-    *,
-    beside: Beside | None,
-    each: EachModel,
-    room: Room,
-    put: Put,
-) -> Mapping[int, str]:
-    """Run every model over every probe, one after the other on one device.
-
-    Args:
+    Attributes:
         trial: of whether layers can be run apart; None to have every model whole in memory.
         beside: what else the models are run for.
         each: what brings models into memory.
         room: what memory allows of it.
         put: called with each model's states when they are complete, in any order.
+    """
+
+    models: Sequence[Asked]
+    probes: TokenizedProbes
+    options: LoadOptions
+    trial: LayeredTrial | None
+    beside: Beside | None
+    each: EachModel
+    room: Room
+    put: Put
+
+
+RunModels = Callable[[Run], Mapping[int, str]]
+"""Where models are run: what takes and returns what ``run_models`` does."""
+
+
+def run_models(run: Run) -> Mapping[int, str]:
+    """Run one model after the other on one device.
 
     Returns:
         For each model that was whole in memory why it was, to follow "because"; "" without a trial.
@@ -89,31 +79,33 @@ def run_models(
     Raises:
         EvaluationError: a model cannot be loaded or run, or answers NaN or infinity.
     """
+    trial, options = run.trial, run.options
     if trial is None:
-        reasons: Mapping[int, str] = dict.fromkeys((one.index for one in models), "")
+        reasons: Mapping[int, str] = dict.fromkeys((one.index for one in run.models), "")
     else:
         reasons = stream(
-            models,
-            probes,
+            run.models,
+            run.probes,
             options,
             trial,
-            beside=beside,
-            together=room.together,
-            may_be_whole=room.may_be_whole,
-            put=put,
+            beside=run.beside,
+            together=run.room.together,
+            may_be_whole=run.room.may_be_whole,
+            put=run.put,
         )
-    whole = [one for one in models if one.index in reasons]
+    whole = [one for one in run.models if one.index in reasons]
     for one in whole if trial is not None else ():
         logger.info("%s is loaded whole: %s", one.name, reasons[one.index])
 
     def visit(place: int, model: Any) -> None:
         one = whole[place]
-        put(one, run_whole(one.name, model, probes, one.request, progress=options.progress))
+        found = run_whole(one.name, model, run.probes, one.request, progress=options.progress)
+        run.put(one, found)
         if trial is not None and one.request.profile:
             trial.visit(one.index, model)
-        if beside is not None:
-            beside.visit(one.index, model)
+        if run.beside is not None:
+            run.beside.visit(one.index, model)
 
     if whole:
-        each([one.reference for one in whole], options, visit)
+        run.each([one.reference for one in whole], options, visit)
     return reasons

@@ -1,0 +1,62 @@
+"""The signals that the document compares, and what they are called there."""
+
+from collections.abc import Mapping
+
+BEFORE: Mapping[str, str] = {
+    "gate.ball": "r², hidden, own and shipped probes",
+    "gate.mds_unrelated": "MDS `unrelated`, the same",
+    "gate.mds_group_max": "MDS `group_max`, the same",
+    "gate.mds_group_minmax": "MDS `group_minmax`, the same",
+    "gate.own": "own-task distortion predicted, the same",
+    "hidden.ball": "r², hidden, 64 own probes a task",
+    "hidden.diameter": "Δ², the same",
+    "hidden.predicted": "distortion predicted, the same",
+    "hidden.mds_unrelated": "MDS `unrelated`, the same",
+    "hidden.own": "own-task distortion predicted, the same",
+    "hidden32.ball": "r², 32 probes a task",
+    "hidden16.ball": "r², 16 probes a task",
+    "hidden5.ball": "r², 5 probes a task",
+    "hidden_builtin.ball": "r², shipped probes alone",
+    "hidden_builtin.mds_unrelated": "MDS `unrelated`, shipped probes alone",
+    "last_token.ball": "r², last token",
+    "last_token.own": "own-task distortion predicted, last token",
+    "every_layer.ball": "r², mean over layers",
+    "every_layer.own": "own-task distortion predicted, mean over layers",
+    "predictive.ball": "r², predictive",
+    "predictive.own": "own-task distortion predicted, predictive",
+    "predictive.mds_unrelated": "MDS `unrelated`, predictive",
+    "predictive_builtin.ball": "r², predictive, shipped probes alone",
+}
+"""Known before the merge, from the experts' states."""
+
+REHEARSED: Mapping[str, str] = {
+    "measured.hidden_pooled": "distortion, hidden",
+    "measured.hidden_own": "own-task distortion, hidden",
+    "measured.last_token_pooled": "distortion, last token",
+    "measured.last_token_own": "own-task distortion, last token",
+    "measured.every_layer_pooled": "distortion, mean over layers",
+    "measured.every_layer_own": "own-task distortion, mean over layers",
+    "measured.predictive_pooled": "distortion, predictive",
+    "measured.predictive_own": "own-task distortion, predictive",
+    "measured.variance_lost": "variance lost",
+    "measured.rank_lost": "effective rank lost",
+}
+"""Of the merged model itself on 32 probes a task, without answers."""
+
+RIVALS: Mapping[str, str] = {
+    "base_score": "lowest score of the base on a task",
+    "largest_norm": "largest ‖θ − θ₀‖",
+    "experts": "number of experts",
+    "magnitude_change_ratio": "magnitude change ratio",
+    "sign_change_ratio": "sign change ratio",
+    "conflicting_magnitude_change_ratio": "conflicting magnitude change ratio",
+    "task_vector_cosine": "mean cosine of task vectors, its sign changed",
+    "cka_mean": "1 − linear CKA, mean pooling",
+    "cka_mean_debiased": "1 − linear CKA, debiased",
+    "cka_last": "1 − linear CKA, last token",
+    "gradient_base_l2": "gradient L2, at the base",
+    "gradient_expert_l2": "gradient L2, at the experts",
+    "mergelens": "MergeLens, with the base",
+    "mergelens_diagnose": "MergeLens, `diagnose`",
+}
+"""What others foretell collapse by."""
