@@ -7,35 +7,62 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evidence_outcomes import outcome_tables
-from evidence_rules import rule_tables
+from evidence_encoder import encoder
+from evidence_figures import draw_losses, draw_signals
+from evidence_outcomes import experts, outcome_tables
+from evidence_remedies import remedies
+from evidence_rules import rule_tables, unseen_table
 from evidence_signals import signal_tables
-from merge_rows import MergeRow, merge_rows
+from evidence_tasks import task_table
+from evidence_theorem import theorem
+from evidence_words import ENCODER, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
+from merge_rows import RESULTS, MergeRow, merge_rows
+from signal_names import BEFORE, REHEARSED, RIVALS
+from signal_quality import quality
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
+DRAWN = {
+    "gate.ball": "r², hidden, own and shipped probes",
+    "measured.predictive_own": "own-task distortion, predictive, measured",
+}
 
 
-def document(rows: Sequence[MergeRow]) -> Iterator[str]:
+def document(rows: Sequence[MergeRow], figures: Path) -> Iterator[str]:
     """The lines of the document."""
-    yield "# Does the gate refuse the merges that collapse?"
-    yield ""
-    yield from outcome_tables(rows)
     seen = [row for row in rows if not row.unseen]
-    yield "## Signals side by side"
-    yield ""
+    yield OPENING
+    yield from outcome_tables(rows)
+    yield SIGNALS
+    names = {**BEFORE, **REHEARSED, **RIVALS}
+    found = [quality(seen, name, 20.0) for name in names]
+    known = {q.name: names[q.name] for q in found if q is not None}
+    draw_signals({"seen tasks": found}, known, figures / "signals.svg")
+    draw_losses(seen, DRAWN, figures / "losses.svg")
     yield from signal_tables(seen)
-    yield "## The default"
-    yield ""
+    yield TASKS
+    yield from task_table(seen)
+    yield RULES
     yield from rule_tables(seen)
+    yield UNSEEN
+    yield from unseen_table([row for row in rows if row.unseen])
+    yield "## What the theorem is worth\n"
+    yield from theorem(rows, figures)
+    if (RESULTS / "remedies.csv").exists():
+        yield REMEDIES
+        yield from remedies()
+    yield ENCODER
+    yield from encoder()
+    yield "## The experts\n"
+    yield from experts()
 
 
 def main() -> None:
     """Write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DOCUMENT)
-    arguments = parser.parse_args()
-    text = "\n".join(document(merge_rows()))
-    arguments.out.write_text(text + "\n", encoding="utf-8")
+    out = parser.parse_args().out
+    text = "\n".join(document(merge_rows(), out.parent / "evidence")).rstrip()
+    out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

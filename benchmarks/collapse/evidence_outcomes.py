@@ -17,8 +17,6 @@ MAKES = {
 
 def outcome_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     """Counts of merges and of collapses, by make and by method."""
-    yield "## The merges"
-    yield ""
     yield f"{len(rows)} merges of {len({r.members for r in rows})} sets of experts."
     yield ""
     yield from _counts("members", {v: [r for r in rows if r.makes == k] for k, v in MAKES.items()})
@@ -28,12 +26,16 @@ def outcome_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
         "size",
         {str(n): [r for r in rows if len(r.members) == n] for n in range(2, 9)},
     )
-    yield "| expert | trained | own score | base | chance of the outcome |"
-    yield "| --- | --- | ---: | ---: | --- |"
+
+
+def experts() -> Iterator[str]:
+    """Every expert, and what it and the base score on its task."""
+    yield "| expert | trained | its score | the base's | guessing |"
+    yield "| --- | --- | ---: | ---: | ---: |"
     for expert in read_table("experts.csv"):
-        how = f"{expert['kind']}, {expert['group']}, rate {float(expert['rate']):g}"
-        own, base = float(expert["own"]), float(expert["base"])
-        yield f"| {expert['expert']} | {how} | {own:.2f} | {base:.2f} |"
+        how = f"{expert['kind']}, {expert['group']}, {float(expert['rate']):g} × {expert['steps']}"
+        scores = (f"{float(expert[key]):.2f}" for key in ("own", "base", "chance"))
+        yield f"| {expert['expert']} | {how} | {' | '.join(scores)} |"
     yield ""
 
 

@@ -43,6 +43,13 @@ def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield ""
 
 
+def unseen_table(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """The same limits on merges with a task that nothing was chosen on."""
+    yield from HEAD
+    yield line(_said(defaults()), judge(rows, defaults()))
+    yield ""
+
+
 def _fitted(rule: Rule) -> str:
     limits = ", ".join(f"{limit:.3g}" for limit in rule.limits)
     seen, out = rule.in_sample, rule.left_out.rates if rule.left_out else None

@@ -36,8 +36,31 @@ def write_tables(folder: Path) -> None:
             for member, values in zip(r["members"].split("+"), r["each"], strict=True)
         ),
     )
+    _write("remedies.csv", _remedies(folder, own))
     _write("rivals.csv", _rivals(folder, sets))
     _write("costs.csv", _costs(folder, known))
+
+
+def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+    """Before and after each action: the worst loss of the members that it kept or brought in."""
+    made: dict[str, dict[str, float]] = defaultdict(dict)
+    for r in records(folder, "merge"):
+        made[r["merge"]][r["expert"]] = (r["score"] / own[r["expert"]]["own"] - 1) * 100
+    for r in records(folder, "remedy"):
+        before = made[r["merge"]]
+        after = {
+            name: (score / own[name]["own"] - 1) * 100
+            for scores in r["scores"]
+            for name, score in scores.items()
+        }
+        yield {
+            "merge": r["merge"],
+            "action": r["action"],
+            "experts": len(before),
+            "kept": len(before.keys() & after.keys()),
+            "worst_before": min(before.values()),
+            "worst_after": min(after.values()) if after else "",
+        }
 
 
 def _rivals(folder: Path, sets: Collection[tuple[str, ...]]) -> Iterable[dict[str, object]]:

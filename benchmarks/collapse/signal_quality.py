@@ -18,7 +18,7 @@ BOTH = 5
 
 @dataclass(frozen=True)
 class Quality:
-    """One signal on some merges, of which it has a value for ``merges``.
+    """One signal on some rows, of which it has a value for ``rows``.
 
     Attributes:
         auroc: of a loss of the worst task beyond ``beyond`` percent.
@@ -29,7 +29,7 @@ class Quality:
 
     name: str
     beyond: float
-    merges: int
+    rows: int
     collapsed: int
     auroc: Estimate
     without_a_task: LeftOutAuroc
@@ -40,25 +40,63 @@ class Quality:
 def quality(
     rows: Sequence[MergeRow], name: str, beyond: float, *, resamples: int = 1000
 ) -> Quality | None:
-    """None where too few merges have the signal, or too few are of one kind.
+    """Of merges, by the loss of the worst task."""
+    told = Told(
+        column(rows, name),
+        np.array([row.worst for row in rows]),
+        [row.members for row in rows],
+        [row.families for row in rows],
+    )
+    return quality_of(told, name, beyond, resamples=resamples)
 
-    Merges of the same members are resampled together: they share every signal but a rehearsal's.
+
+def quality_by_task(
+    rows: Sequence[MergeRow], name: str, beyond: float, *, resamples: int = 1000
+) -> Quality | None:
+    """Of every learned task of every merge by itself, by its own loss."""
+    each = [(row, member) for row in rows for member in row.each if member.learned]
+    told = Told(
+        np.array([member.readings.get(name, np.nan) for _, member in each]),
+        np.array([member.loss for _, member in each]),
+        [row.members for row, _ in each],
+        [frozenset([member.family]) for _, member in each],
+    )
+    return quality_of(told, name, beyond, resamples=resamples)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a signal said of some rows, and what was lost.
+
+    Attributes:
+        score: NaN where it said nothing.
+        loss: in percent; negative is worse.
+        sets: experts that were merged; rows of the same set are resampled together, since they
+            share every signal but a rehearsal's.
+        families: tasks that are left out with the row.
     """
-    score = column(rows, name)
-    rows = [row for row, known in zip(rows, ~np.isnan(score), strict=True) if known]
-    score = score[~np.isnan(score)]
-    loss = np.array([row.worst for row in rows])
+
+    score: np.ndarray
+    loss: np.ndarray
+    sets: Sequence[tuple[str, ...]]
+    families: Sequence[frozenset[str]]
+
+
+def quality_of(told: Told, name: str, beyond: float, *, resamples: int = 1000) -> Quality | None:
+    """None where too few rows have the signal, or too few are of one kind."""
+    known = np.flatnonzero(~np.isnan(told.score))
+    score, loss = told.score[known], told.loss[known]
     collapsed = loss < -beyond
     if min(collapsed.sum(), (~collapsed).sum()) < BOTH or len(np.unique(score)) < 2:
         return None
-    sets = [row.members for row in rows]
+    sets = [told.sets[i] for i in known]
     return Quality(
         name,
         beyond,
-        len(rows),
+        len(score),
         int(collapsed.sum()),
         auroc(score, collapsed, sets, resamples=resamples),
-        left_out_auroc(member_out([row.families for row in rows]), score, collapsed),
+        left_out_auroc(member_out([told.families[i] for i in known]), score, collapsed),
         pearson(score, -loss, sets, resamples=resamples) if np.isfinite(score).all() else None,
         spearman(score, -loss, sets, resamples=resamples),
     )
