@@ -18,6 +18,7 @@ from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.judging import is_borderline
 from mergekit_collapse.recipe.schema import BudgetBlock, MonitorBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
+from mergekit_collapse.report import terminal
 from mergekit_collapse.verdict import Reason, Verdict
 
 NEVER_WRONG = 1e9
@@ -102,6 +103,16 @@ def test_an_interval_that_is_not_known_is_borderline(geometry, low, high):
 def at_the_border(report, **keys):
     limit = report.deciding.ball.radius_squared
     return with_block(report, {"distortion": limit}, **keys)
+
+
+@pytest.mark.parametrize(("wanted", "advised"), [("never", "auto"), ("auto", "always")])
+def test_where_the_geometry_cannot_tell_a_rehearsal_is_advised(report, wanted, advised):
+    near = at_the_border(report, rehearse=wanted)
+    assert f"cannot tell; a rehearsal measures the real merge (`rehearse: {advised}`)" in (
+        terminal.verdict(near)
+    )
+    far = with_block(report, {"distortion": NEVER_WRONG}, rehearse=wanted)
+    assert "rehearse" not in terminal.verdict(far)
 
 
 @pytest.mark.parametrize(

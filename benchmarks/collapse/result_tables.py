@@ -78,11 +78,11 @@ def _timeless(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _foretold(folder: Path) -> list[dict[str, str]]:
-    path = folder / "predictors.csv"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    found = []
+    for path in sorted(folder.glob("predictors*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            found += list(csv.DictReader(file))
+    return found
 
 
 def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
 from mergekit_collapse.findings import printable
-from mergekit_collapse.judging import deciding_distortion
+from mergekit_collapse.judging import deciding_distortion, is_borderline
 from mergekit_collapse.report.remedy import summary
 from mergekit_collapse.report.report import Report, cell
 
@@ -35,6 +35,21 @@ def verdict_lines(report: Report) -> Iterator[str]:
     else:
         yield _head(report)
         yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
+    yield from _near(report)
+
+
+def _near(report: Report) -> Iterator[str]:
+    """A hint where the geometry cannot tell and nothing else was asked."""
+    geometry, block = report.deciding, report.recipe.compat
+    if geometry is None or report.rehearsal is not None or report.evaluation is not None:
+        return
+    if is_borderline(geometry, block.budget):
+        # Under auto it was due, and could not be made layer by layer.
+        which = "auto" if block.rehearse == "never" else "always"
+        yield (
+            "  The limit lies within the interval of the reading, so that the geometry cannot tell;"
+            f" a rehearsal measures the real merge (`rehearse: {which}`)."
+        )
 
 
 def _head(report: Report) -> str:
