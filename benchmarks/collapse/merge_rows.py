@@ -123,7 +123,9 @@ def _row(
         )
         for r in rows
     )
-    worst = {key: max(m.readings[key] for m in each) for key in dict(_of_member(rows[0], {}))}
+    names_of = dict(_of_member(rows[0], {}))
+    # numpy's maximum, since that of one that is NaN is unknown.
+    worst = {key: float(np.max([m.readings[key] for m in each])) for key in names_of}
     unseen = any(experts[r["expert"]]["unseen"] == "1" for r in rows)
     makes = _makes([experts[r["expert"]] for r in rows])
     count = {"experts": float(len(rows))}
@@ -137,6 +139,8 @@ def _of_member(row: Mapping[str, str], expert: Mapping[str, str]) -> Iterator[tu
         yield f"measured.{name}", float(row[name])
     yield "measured.variance_lost", 1 - float(row["variance_ratio"])
     yield "measured.rank_lost", 1 - float(row["rank_ratio"])
+    few = row.get("few_percent", "")
+    yield "measured.few_loss", -float(few) if few else np.nan
     yield "base_score", -float(expert.get("base", "nan"))
     yield "largest_norm", float(expert.get("norm", "nan"))
 

@@ -39,12 +39,35 @@ def measure_merge(
     }
     for index, member in enumerate(merge.members):
         moved = distortions(merge.members, index, merged, tasks, states)
+        place = REHEARSED * tasks.index(prompts_of(member))
         yield {
             **common,
             "expert": member,
             "score": scores[EXPERTS[member].task],
             **moved,
+            "few": first_token_score(reader, member, merged.answer[place : place + REHEARSED]),
         }
+
+
+def first_token_score(reader: Reader, expert: str, answer: np.ndarray) -> float:
+    """What a rehearsal of few probes with targets would say, by the answers' first tokens.
+
+    Accuracy among the choices, ties counting as wrong, or the geometric mean of the right token's
+    probability. NaN where choices begin alike.
+
+    Args:
+        answer: square roots of next-token probabilities, of the first probes.
+    """
+    try:
+        right, choices = reader.first_tokens(EXPERTS[expert].task, len(answer))
+    except ValueError:
+        return float("nan")
+    chosen = answer[np.arange(len(right)), right].astype(np.float64)
+    if choices is None:
+        return float(np.exp(2 * np.log(np.maximum(chosen, 1e-9)).mean()))
+    rivals = np.array([[c for c in choices if c != r] for r in right])
+    best = answer[np.arange(len(right))[:, None], rivals].max(axis=1)
+    return float((chosen > best).mean())
 
 
 def _cut(found: TaskStates, layer: int | slice, name: str) -> np.ndarray:
@@ -136,9 +159,11 @@ def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:
     base = tensors_of(folder / "base", frozenset(tensors))
     norm = sum(float((t.double() - base[n].double()).square().sum()) for n, t in tensors.items())
     own = reader.score(reader.model(tensors)[0], task)
+    few = ExpertStates(folder)(expert, prompts_of(expert)).answer
     return {
         "expert": expert,
         "own": own,
+        "few": first_token_score(reader, expert, few),
         "base": reader.score(reader.model({})[0], task),
         "norm": norm**0.5,
     }

@@ -165,6 +165,22 @@ class Reader:
             _put(answer, batch, (found.answers / 2).exp().numpy())
         return Answered(tuple(layer + left_out for layer in layers), mean, final, answer)
 
+    def first_tokens(self, task: str, count: int) -> tuple[list[int], list[int] | None]:
+        """Of the first probes' right answers, and of the choices; None where there are none.
+
+        Raises:
+            ValueError: two choices begin alike.
+        """
+        rows = read(self.folder / "tasks", task, "probes")[:count]
+        right = [self._encode.with_each(r.prompt, [r.answer])[0].target[0] for r in rows]
+        offered = self._choices[task]["choices"]
+        if not offered:
+            return right, None
+        firsts = [probe.target[0] for probe in self._encode.with_each(rows[0].prompt, offered)]
+        if len(set(firsts)) < len(firsts):
+            raise ValueError(f"task {task}: two choices begin with the same token")
+        return right, firsts
+
     def prompts(self, task: str) -> list[str]:
         """Of the probes of a task, or the shipped ones."""
         if task == "builtin":

@@ -135,7 +135,10 @@ def _outcomes(
         expert = own.get(record["expert"])
         if expert is None:
             continue
-        kept = {k: v for k, v in record.items() if k not in ("merge", "nonlinearity")}
+        kept = {k: v for k, v in record.items() if k not in ("merge", "nonlinearity", "few")}
+        few, own_few = record.get("few", math.nan), expert.get("few", math.nan)
+        # Of an expert that has none right, nothing can be lost.
+        kept["few_percent"] = (few / own_few - 1) * 100 if own_few else math.nan
         loss = (record["score"] / expert["own"] - 1) * 100
         unseen = Merge(tuple(record["members"].split("+")), record["method"]).unseen
         yield {**kept, "loss_percent": loss, "unseen": int(unseen)}
@@ -179,5 +182,7 @@ def _write(name: str, rows: Iterable[Mapping[str, object]]) -> None:
 
 def _cell(value: object) -> object:
     if isinstance(value, float):
+        if math.isnan(value):
+            return ""
         return "inf" if math.isinf(value) else f"{value:.{DIGITS}g}"
     return value

@@ -38,6 +38,7 @@ REHEARSED: Mapping[str, str] = {
     "measured.every_layer_own": "own-task distortion, mean over layers",
     "measured.predictive_pooled": "distortion, predictive",
     "measured.predictive_own": "own-task distortion, predictive",
+    "measured.few_loss": "merging loss on the same 32 probes, by the first token",
     "measured.variance_lost": "variance lost",
     "measured.rank_lost": "effective rank lost",
 }
