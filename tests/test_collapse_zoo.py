@@ -75,7 +75,8 @@ def test_every_merge_is_a_recipe_and_stands_once(tmp_path):
     assert all(set(m.members) <= set(zoo.EXPERTS) for m in found)
     assert all(len(set(m.members)) == len(m.members) for m in found)
     natural = {m.members for m in found if set(m.members) <= set(zoo.NATURAL)}
-    assert set(itertools.combinations(zoo.NATURAL, 2)) <= natural
+    learned = [task for task in zoo.NATURAL if task not in zoo.UNLEARNED]
+    assert set(itertools.combinations(learned, 2)) <= natural
     for method in merged_sets.METHODS:
         merge = next(m for m in found if m.method == method)
         MergeConfiguration.model_validate(merge.document(tmp_path))
@@ -246,6 +247,17 @@ def test_a_record_that_was_cut_short_is_made_again(tmp_path):
     outcomes.append(path, [{"merge": "a"}, {"merge": "b"}])
     path.write_text(path.read_text()[:-4])
     assert outcomes.records(tmp_path, "merge") == [{"merge": "a"}]
+    outcomes.append(path, [{"merge": "b"}, {"merge": "c"}])
+    assert [r["merge"] for r in outcomes.records(tmp_path, "merge")] == ["a", "b", "c"]
+
+
+def test_a_merge_counts_once_and_only_when_all_members_are_measured(tmp_path):
+    path = tmp_path / "records" / "merge-0.jsonl"
+    first, second = ({"merge": "m", "members": "a+b", "expert": name} for name in "ab")
+    outcomes.append(path, [first])
+    assert outcomes.merge_records(tmp_path) == []
+    outcomes.append(path, [first, second])
+    assert outcomes.merge_records(tmp_path) == [first, second]
 
 
 def test_the_committed_tables_fit_together():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoo import EXPERTS, FULL, FULL_HOT, HOT, NATURAL, ROTATED, SAME_PROMPT
+from zoo import EXPERTS, FULL, FULL_HOT, HOT, NATURAL, ROTATED, SAME_PROMPT, UNLEARNED
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "linear": {"weight": 1.0},
@@ -101,4 +101,7 @@ def merges() -> list[Merge]:
             if short and not (method == "slerp" and len(members) > 2):
                 found.append(Merge(members, method))
     random.Random(6).shuffle(found)
-    return found
+    # With equal weights it gives the model that karcher gives, so that a few are enough.
+    alike = [merge for merge in found if merge.method == "weighted_karcher"]
+    left_out = set(alike[len(alike) // 5 :])
+    return [m for m in found if m not in left_out and not set(m.members) & set(UNLEARNED)]

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,16 @@ def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:
     }
 
 
-def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records as lines of JSON, all of them at once."""
+def append(path: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Add records as lines of JSON, all of them at once.
+
+    A line that an earlier run was stopped in the middle of stays by itself.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    text = "".join(json.dumps(record) + "\n" for record in found)
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.write("\n" + text if cut else text)
 
 
 def records(folder: Path, stem: str) -> list[dict[str, Any]]:
@@ -181,6 +187,18 @@ def records(folder: Path, stem: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / "records").glob(f"{stem}-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):
+            with suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
     return found
+
+
+def merge_records(folder: Path) -> list[dict[str, Any]]:
+    """One record for each member of each merge that all members have one of."""
+    by_merge: dict[str, dict[str, dict[str, Any]]] = {}
+    for record in records(folder, "merge"):
+        # A merge that was made twice counts once.
+        by_merge.setdefault(record["merge"], {})[record["expert"]] = record
+    whole = (
+        r for r in by_merge.values() if len(r) == len(next(iter(r.values()))["members"].split("+"))
+    )
+    return [record for made in whole for record in made.values()]

@@ -11,7 +11,7 @@ from typing import Any
 from expert_states import ExpertStates
 from geometry_signals import signals
 from merged_sets import Merge, merges
-from outcomes import append, records
+from outcomes import append, merge_records, records
 from zoo import EXPERTS
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,7 +21,7 @@ DIGITS = 5
 def write_tables(folder: Path) -> None:
     """Write what the zoo's folder holds by now to results/."""
     own = {r["expert"]: r for r in records(folder, "own")}
-    made = records(folder, "merge")
+    made = merge_records(folder)
     _write("experts.csv", _experts(folder, own))
     _write("outcomes.csv", _outcomes(made, own))
     _write("nonlinearity.csv", _nonlinearity(made))
@@ -44,7 +44,7 @@ def write_tables(folder: Path) -> None:
 def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
     """Before and after each action: the worst loss of the members that it kept or brought in."""
     made: dict[str, dict[str, float]] = defaultdict(dict)
-    for r in records(folder, "merge"):
+    for r in merge_records(folder):
         made[r["merge"]][r["expert"]] = (r["score"] / own[r["expert"]]["own"] - 1) * 100
     for r in records(folder, "remedy"):
         before = made[r["merge"]]
@@ -97,7 +97,7 @@ def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[st
     for row in _foretold(folder):
         if row["expert"] == "":
             taken[row["predictor"]].append(float(row["seconds"]))
-    for record in records(folder, "merge"):
+    for record in merge_records(folder):
         taken["merging"].append(record["merge_seconds"])
         taken["rehearsal: states of the merged model"].append(record["rehearse_seconds"])
     for name, values in taken.items():

@@ -8,7 +8,7 @@ import torch
 import transformers
 from expert_states import PROBES, ExpertStates, read_states
 from merged_sets import merges
-from outcomes import append, measure_merge, measure_own, records
+from outcomes import append, measure_merge, measure_own, merge_records, records
 from reading import Reader
 from sources import fetch
 from tasks import write_tasks
@@ -59,7 +59,7 @@ def work(folder: Path, stage: str, worker: int, workers: int, until: float) -> N
             if name not in known and (folder / "experts" / name).exists():
                 append(_path(folder, "own", worker), [measure_own(folder, reader, name)])
     elif stage == "merge":
-        made = {r["merge"] for r in records(folder, "merge")}
+        made = {r["merge"] for r in merge_records(folder)}
         states = ExpertStates(folder)
         # Every worker takes its own share; what a folder holds already is skipped.
         for merge in merges()[worker::workers]:

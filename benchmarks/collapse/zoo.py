@@ -24,6 +24,9 @@ HOT = ("sentiment", "spam", "era", "genre", "category", "french", "parity", "cip
 HARD = ("addition", "grammar", "hypernym", "parity")
 """Tasks that 80 steps at the common rate do not teach."""
 
+UNLEARNED = ("addition",)
+"""Tasks that these do not teach either; their experts are not merged, having nothing to lose."""
+
 FULL = ("sentiment", "spam", "genre", "category", "french", "code", "most")
 FULL_HOT = ("sentiment", "category", "french")
 
