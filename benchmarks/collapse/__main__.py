@@ -1,7 +1,7 @@
 """Build the zoo, merge it and measure: `python benchmarks/collapse FOLDER`.
 
 Every stage goes on where it stopped. Two workers of one thread each are faster on two cores than
-one worker of two. `table` writes what there is to results/.
+one worker of two. `table` writes what there is to FOLDER/results, or where `--results` says.
 """
 
 import argparse
@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="20 GB, for models and what was measured")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--results", type=Path, help="where tables go (default FOLDER/results)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9, help="start nothing after so many")
     arguments = parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> None:
         if stage == "sources":
             prepare(folder)
         elif stage == "table":
-            write_tables(folder)
+            write_tables(folder, arguments.results or folder / "results")
         else:
             shared = [
                 context.Process(target=work, args=(folder, stage, i, arguments.workers, until))

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from evidence_encoder import encoder
-from evidence_figures import draw_losses, draw_signals
+from evidence_figures import draw_losses, draw_nonlinearity, draw_signals
 from evidence_outcomes import experts, outcome_tables
 from evidence_remedies import remedies
 from evidence_rules import rule_tables, unseen_table
 from evidence_signals import signal_tables
 from evidence_tasks import task_table
-from evidence_theorem import theorem
+from evidence_theorem import linearity, theorem
 from evidence_words import ENCODER, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
 from merge_rows import RESULTS, MergeRow, merge_rows
 from signal_names import BEFORE, REHEARSED, RIVALS
@@ -27,17 +27,24 @@ DRAWN = {
 }
 
 
-def document(rows: Sequence[MergeRow], figures: Path) -> Iterator[str]:
+def draw(rows: Sequence[MergeRow], folder: Path) -> None:
+    """The figures that the document shows."""
+    seen = [row for row in rows if not row.unseen]
+    names = {**BEFORE, **REHEARSED, **RIVALS}
+    found = [q for name in names if (q := quality(seen, name, 20.0)) is not None]
+    draw_signals(
+        {"seen tasks": found}, {q.name: names[q.name] for q in found}, folder / "signals.svg"
+    )
+    draw_losses(seen, DRAWN, folder / "losses.svg")
+    draw_nonlinearity(*linearity(), folder / "linearity.svg")
+
+
+def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The lines of the document."""
     seen = [row for row in rows if not row.unseen]
     yield OPENING
     yield from outcome_tables(rows)
     yield SIGNALS
-    names = {**BEFORE, **REHEARSED, **RIVALS}
-    found = [quality(seen, name, 20.0) for name in names]
-    known = {q.name: names[q.name] for q in found if q is not None}
-    draw_signals({"seen tasks": found}, known, figures / "signals.svg")
-    draw_losses(seen, DRAWN, figures / "losses.svg")
     yield from signal_tables(seen)
     yield TASKS
     yield from task_table(seen)
@@ -46,7 +53,7 @@ def document(rows: Sequence[MergeRow], figures: Path) -> Iterator[str]:
     yield UNSEEN
     yield from unseen_table([row for row in rows if row.unseen])
     yield "## What the theorem is worth\n"
-    yield from theorem(rows, figures)
+    yield from theorem(rows)
     if (RESULTS / "remedies.csv").exists():
         yield REMEDIES
         yield from remedies()
@@ -61,8 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     out = parser.parse_args().out
-    text = "\n".join(document(merge_rows(), out.parent / "evidence")).rstrip()
-    out.write_text(text + "\n", encoding="utf-8")
+    rows = merge_rows()
+    draw(rows, out.parent / "evidence")
+    out.write_text("\n".join(document(rows)).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

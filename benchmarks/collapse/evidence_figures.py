@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt  # noqa: E402 (after the back end is chosen
 COLOURS = {
     "natural": "#4477aa",
     "seed": "#66ccee",
+    "long": "#777777",
     "full": "#228833",
     "conflict apart": "#ccbb44",
     "conflict": "#ee6677",
@@ -97,6 +98,6 @@ def draw_nonlinearity(layers: Sequence[int], parts: Mapping[str, np.ndarray], pa
         axes.fill_between(layers, low, high, alpha=0.2)
     axes.set_yscale("log")
     axes.set_xlabel("layer")
-    axes.set_ylabel("E‖h − Σ α h‖² / s²")
+    axes.set_ylabel("share of the displacement")
     axes.legend(frameon=False)
     save(figure, path)

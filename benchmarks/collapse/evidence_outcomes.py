@@ -8,6 +8,7 @@ from merge_rows import MergeRow, read_table
 MAKES = {
     "natural": "adapters of different tasks, trained alike",
     "seed": "two of the same task, or another learning rate",
+    "long": "one or more adapters trained longer and at three times the rate",
     "full": "full fine-tunes, or one and an adapter",
     "conflict apart": "one with contradicting answers, and a task that it does not contradict",
     "conflict": "two that give the same prompts contradicting answers, and perhaps others",
@@ -20,6 +21,11 @@ def outcome_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield f"{len(rows)} merges of {len({r.members for r in rows})} sets of experts."
     yield ""
     yield from _counts("members", {v: [r for r in rows if r.makes == k] for k, v in MAKES.items()})
+    metrics = {
+        "accuracy of all tasks": [r for r in rows if r.metric == "accuracy"],
+        "likelihood of one task or more": [r for r in rows if r.metric == "likelihood"],
+    }
+    yield from _counts("score", metrics)
     methods = list(dict.fromkeys(r.method for r in rows))
     yield from _counts("method", {f"`{m}`": [r for r in rows if r.method == m] for m in methods})
     yield from _counts(

@@ -33,9 +33,7 @@ HEAD = (
 
 def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The limits as they are, then fitted ones, on tasks that they were fitted without."""
-    yield from HEAD
-    yield line(_said(defaults()), judge(rows, defaults()))
-    yield ""
+    yield from _at_defaults(rows)
     yield "| rule | limits | collapses refused | good refused | the same, task left out | |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for names in CANDIDATES:
@@ -45,8 +43,17 @@ def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
 
 def unseen_table(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The same limits on merges with a task that nothing was chosen on."""
+    yield from _at_defaults(rows)
+
+
+def _at_defaults(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """Of all merges, and apart by how tasks are scored: likelihood is sooner lost."""
     yield from HEAD
     yield line(_said(defaults()), judge(rows, defaults()))
+    for metric in ("accuracy", "likelihood"):
+        part = [row for row in rows if row.metric == metric]
+        if part:
+            yield line(f"the same, scored by {metric}", judge(part, defaults()))
     yield ""
 
 

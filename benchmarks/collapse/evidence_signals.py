@@ -14,10 +14,12 @@ BLOCKS = {
     "What others go by": RIVALS,
 }
 HEAD = (
-    "| signal | AUROC, beyond 20 % | beyond 30 % | pairs | groups | without a task | Spearman "
-    "| Pearson |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    "| signal | merges | AUROC, beyond 20 % | beyond 30 % | pairs | groups | without a task "
+    "| Spearman | Pearson |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
 )
+# Of two experts they are infinite, or undefined: over all merges they would tell pairs from groups.
+OF_GROUPS = ("mds_group_max", "mds_group_minmax")
 
 
 def signal_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
@@ -34,13 +36,15 @@ def _table(rows: Sequence[MergeRow], names: Mapping[str, str]) -> Iterator[str]:
     pairs = [row for row in rows if len(row.members) == 2]
     groups = [row for row in rows if len(row.members) > 2]
     for name, label in names.items():
-        one = quality(rows, name, 20.0)
+        some = groups if name.endswith(OF_GROUPS) else rows
+        one = quality(some, name, 20.0)
         if one is None:
-            yield f"| {label} | too few merges have it | | | | | | |"
+            yield f"| {label} | too few | | | | | | | |"
             continue
         cells = (
+            str(one.rows),
             shown(one.auroc),
-            _auroc(quality(rows, name, 30.0)),
+            _auroc(quality(some, name, 30.0)),
             _auroc(quality(pairs, name, 20.0)),
             _auroc(quality(groups, name, 20.0)),
             f"{one.without_a_task.low:.2f} to {one.without_a_task.high:.2f}",

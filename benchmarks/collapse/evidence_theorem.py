@@ -1,14 +1,12 @@
 """What the bounds are worth: measured distortions of real merges against r² and predictions."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from evidence_figures import draw_nonlinearity
 from merge_rows import MergeRow, column, numbers, read_table
 
 
-def theorem(rows: Sequence[MergeRow], figures: Path) -> Iterator[str]:
+def theorem(rows: Sequence[MergeRow]) -> Iterator[str]:
     """Bounds, predictions and cross-task linearity, layer by layer."""
     measured, ball = column(rows, "measured.hidden_pooled"), column(rows, "hidden32.ball")
     below = int((measured < ball * (1 - 1e-3)).sum())
@@ -29,22 +27,27 @@ def theorem(rows: Sequence[MergeRow], figures: Path) -> Iterator[str]:
         ratio = _quantiles(real / column(mine, "hidden32.ball"))
         yield f"| `{method}` | {len(mine)} | {ratio} | {foretold} |"
     yield ""
-    yield from _layers(figures)
+    yield from _layers()
 
 
-def _layers(figures: Path) -> Iterator[str]:
+def linearity() -> tuple[list[int], dict[str, np.ndarray]]:
+    """Layers, and by method a row a merge with the share of each layer."""
     table = read_table("nonlinearity.csv")
     layers = sorted(int(k.removeprefix("layer")) for k in table[0] if k.startswith("layer"))
     parts = {}
     for method in ("linear", "task_arithmetic"):
         mine = [numbers(r, ["members", "method"]) for r in table if r["method"] == method]
-        parts[f"{method} ({len(mine)} merges)"] = np.array(
-            [[r[f"layer{k}"] for k in layers] for r in mine]
-        )
-    draw_nonlinearity(layers, parts, figures / "linearity.svg")
+        label = f"{method} ({len(mine)} merges)"
+        parts[label] = np.array([[r[f"layer{k}"] for k in layers] for r in mine])
+    return layers, parts
+
+
+def _layers() -> Iterator[str]:
+    layers, parts = linearity()
     yield (
         "**Cross-task linearity.** How far a merge's states are from the same mixture of its"
-        " experts' states, E‖h − Σ α h‖² / s², which the upper bounds take to be 0:"
+        " experts' states, which the upper bounds take to be 0, as a share of how far that mixture"
+        " is from the experts: E‖h − Σ α h‖² / mean of E‖hᵢ − Σ α h‖²."
     )
     yield ""
     yield "![Distance from linearity by layer](evidence/linearity.svg)"

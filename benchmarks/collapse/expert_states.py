@@ -65,9 +65,16 @@ class ExpertStates:
         self._kept.clear()
 
     def write(self, model: str, task: str, found: Answered) -> None:
-        """Keep one model's, in half precision: layers of massive activations need its range."""
+        """Keep one model's, in half precision.
+
+        Raises:
+            ValueError: a state is too large for it, or is none.
+        """
         path = self.path(model, task)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for values in (found.mean, found.last, found.answer):
+            if not np.isfinite(values.astype(np.float16)).all():
+                raise ValueError(f"{model} on {task}: states are beyond half precision, or NaN")
         rough = path.with_name(f".{path.name}")
         with rough.open("wb") as file:
             np.savez(

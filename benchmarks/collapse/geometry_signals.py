@@ -71,7 +71,8 @@ def _read(
     group: dict[str, float],
     each: list[dict[str, float]],
 ) -> None:
-    own = list(dict.fromkeys(map(prompts_of, members))) if reading.builtin != "alone" else []
+    # As the gate has it, a task for each member: the probes of two of one task count twice.
+    own = list(map(prompts_of, members)) if reading.builtin != "alone" else []
     own += [BUILTIN] if reading.builtin != "not" else []
     rows = np.concatenate([np.full(reading.probes, i) for i in range(len(own))])
     last = len(states(members[0], own[0]).mean) - 1
@@ -94,9 +95,8 @@ def _read(
                 for mds, why in zip(score.mds, score.reasons, strict=True)
             ]
     if reading.builtin != "alone":
-        mine = [rows == own.index(prompts_of(member)) for member in members]
         scaled = reading.pooled != "answer"
-        found["own"] = [_own(i, mine[i], values, scaled=scaled) for i in range(count)]
+        found["own"] = [_own(i, rows == i, values, scaled=scaled) for i in range(count)]
     for signal, numbers in found.items():
         known = [n for n in numbers if n is not None]
         if len(known) == count:

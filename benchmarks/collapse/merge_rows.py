@@ -16,6 +16,7 @@ MEASURED = (
 """Distortions of the merged model itself: what a rehearsal sees."""
 
 MOST_LOSS = 0.3
+COMMON_STEPS = 80
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class MemberRow:
     chance: float
     loss: float
     readings: Mapping[str, float]
+
+    @property
+    def metric(self) -> str:
+        """What its task is scored by."""
+        return "accuracy" if self.chance else "likelihood"
 
     @property
     def learned(self) -> bool:
@@ -61,8 +67,14 @@ class MergeRow:
 
     @property
     def worst(self) -> float:
-        """The loss of the task that lost most, of those that were learned, in percent."""
-        return min(member.loss for member in self.each if member.learned)
+        """The loss of the task that lost most, in percent."""
+        return min(member.loss for member in self.each)
+
+    @property
+    def metric(self) -> str:
+        """``likelihood`` where a member's task is scored by it: a fifth less is soon lost there."""
+        likely = any(member.metric == "likelihood" for member in self.each)
+        return "likelihood" if likely else "accuracy"
 
     @property
     def families(self) -> frozenset[str]:
@@ -82,7 +94,7 @@ def numbers(row: Mapping[str, str], without: Sequence[str] = ()) -> dict[str, fl
 
 
 def merge_rows(folder: Path = RESULTS) -> list[MergeRow]:
-    """Every merge that was measured, of sets in which a task was learned."""
+    """Every merge that was measured, of experts that all learned their tasks."""
     experts = {r["expert"]: r for r in read_table("experts.csv", folder)}
     sets = {r["members"]: numbers(r, ["members"]) for r in read_table("sets.csv", folder)}
     members = {
@@ -101,7 +113,7 @@ def merge_rows(folder: Path = RESULTS) -> list[MergeRow]:
         for (names, _), rows in made.items()
         if len(rows) == len(names.split("+")) and names in sets
     ]
-    return [row for row in found if any(member.learned for member in row.each)]
+    return [row for row in found if all(member.learned for member in row.each)]
 
 
 def _row(
@@ -139,20 +151,24 @@ def _of_member(row: Mapping[str, str], expert: Mapping[str, str]) -> Iterator[tu
         yield f"measured.{name}", float(row[name])
     yield "measured.variance_lost", 1 - float(row["variance_ratio"])
     yield "measured.rank_lost", 1 - float(row["rank_ratio"])
+    # A share of its own score: as it is, a likelihood would be low for its unit alone.
+    likely = float(expert.get("base", "nan")) / float(expert.get("own", "nan"))
     few = row.get("few_percent", "")
     yield "measured.few_loss", -float(few) if few else np.nan
-    yield "base_score", -float(expert.get("base", "nan"))
+    yield "base_score", -likely
     yield "largest_norm", float(expert.get("norm", "nan"))
 
 
 def _makes(experts: Sequence[Mapping[str, str]]) -> str:
-    """hot before conflict before full before other seeds before natural."""
+    """hot before conflict before long before full before other seeds before natural."""
     tasks = [e["family"] for e in experts]
     if any(e["group"] == "hot" for e in experts):
         return "hot"
     if any(e["group"] == "conflict" for e in experts):
         same = any(e["group"] == "conflict" and tasks.count(e["family"]) > 1 for e in experts)
         return "conflict" if same else "conflict apart"
+    if any(int(e["steps"]) > COMMON_STEPS for e in experts):
+        return "long"
     if any(e["kind"] == "full" for e in experts):
         return "full"
     return "seed" if any(e["group"] == "seed" for e in experts) else "natural"

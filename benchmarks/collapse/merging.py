@@ -1,6 +1,7 @@
 """Merges in memory, by MergeKit's own planner and tasks, of the tensors that can change."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def changed(expert: Path, base: Path) -> frozenset[str]:
     if not note.exists():
         theirs, ours = tensors_of(expert), tensors_of(base)
         names = [n for n, t in ours.items() if not torch.equal(t, theirs[n])]
-        note.write_text(json.dumps(sorted(names)), encoding="utf-8")
+        rough = note.with_name(f".{note.name}-{os.getpid()}")
+        rough.write_text(json.dumps(sorted(names)), encoding="utf-8")
+        rough.rename(note)
     return frozenset(json.loads(note.read_text(encoding="utf-8")))
 
 

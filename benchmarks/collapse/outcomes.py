@@ -14,6 +14,9 @@ from merging import changed, merged_tensors, tensors_of
 from reading import Answered, Reader
 from zoo import EXPERTS
 
+MIXED = ("linear", "task_arithmetic")
+"""Methods whose merges would have a known mixture of the members' states, were they linear."""
+
 
 def measure_merge(
     merge: Merge, folder: Path, reader: Reader, states: ExpertStates
@@ -140,17 +143,37 @@ def _nonlinearity(
     merge: Merge, merged: Answered, tasks: Sequence[str], states: ExpertStates
 ) -> dict[str, list[float]]:
     """Per layer, E‖h − Σ α_i h_i‖² / s² where the method's α are known exactly."""
-    if merge.method not in ("linear", "task_arithmetic"):
+    if merge.method not in MIXED:
         return {}
+    mixed, scale, _ = _mixture(merge, tasks, states)
+    apart = np.square(merged.mean - mixed).sum(axis=2).mean(axis=1) / scale
+    return {"nonlinearity": apart.tolist()}
+
+
+def displacement(merge: Merge, states: ExpertStates) -> list[float]:
+    """Per layer, the mean over members of E‖h_i − Σ α_j h_j‖² / s²: how far mixing moves them.
+
+    What a distance from linearity is to be held against: s² holds the attention sink's
+    state, hundreds of times as long as the others in most layers.
+    """
+    tasks = list(dict.fromkeys(map(prompts_of, merge.members)))
+    mixed, scale, experts = _mixture(merge, tasks, states)
+    moved = np.mean([np.square(e - mixed).sum(axis=2).mean(axis=1) for e in experts], axis=0)
+    found: list[float] = (moved / scale).tolist()
+    return found
+
+
+def _mixture(
+    merge: Merge, tasks: Sequence[str], states: ExpertStates
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Σ α_i h_i and s² of each layer, and the members' states."""
     count = len(merge.members)
     alpha = 1 / count if merge.method == "linear" else METHODS["task_arithmetic"]["weight"]
     experts = [_stacked(m, tasks, states, "mean", slice(None)) for m in merge.members]
     mixed = alpha * np.sum(experts, axis=0)
     if merge.method == "task_arithmetic":
         mixed += (1 - alpha * count) * _stacked("base", tasks, states, "mean", slice(None))
-    scale = np.mean([_spread(e) for e in experts], axis=0)
-    apart = np.square(merged.mean - mixed).sum(axis=2).mean(axis=1) / scale
-    return {"nonlinearity": apart.tolist()}
+    return mixed, np.mean([_spread(e) for e in experts], axis=0), experts
 
 
 def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:

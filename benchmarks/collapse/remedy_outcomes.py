@@ -35,10 +35,10 @@ BEYOND = 20.0
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
-    """Merges that lost, of one method after another, of as many kinds of sets as there are."""
+    """Merges of seen tasks that lost, of as many kinds of sets and methods as there are."""
     found: dict[tuple[str, str], list[MergeRow]] = {}
     for row in rows:
-        if row.method in METHODS and row.worst < -BEYOND:
+        if row.method in METHODS and row.worst < -BEYOND and not row.unseen:
             found.setdefault((row.makes, row.method), []).append(row)
     turns = [part[i] for i in range(RECIPES) for part in found.values() if i < len(part)]
     return turns[:RECIPES]

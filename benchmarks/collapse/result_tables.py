@@ -11,34 +11,34 @@ from typing import Any
 from expert_states import ExpertStates
 from geometry_signals import signals
 from merged_sets import Merge, merges
-from outcomes import append, merge_records, records
+from outcomes import append, displacement, merge_records, records
+from training import FIRST_LAYER
 from zoo import EXPERTS
 
-RESULTS = Path(__file__).parent / "results"
 DIGITS = 5
 
 
-def write_tables(folder: Path) -> None:
-    """Write what the zoo's folder holds by now to results/."""
+def write_tables(folder: Path, out: Path) -> None:
+    """Write what the zoo's folder holds by now."""
     own = {r["expert"]: r for r in records(folder, "own")}
     made = merge_records(folder)
-    _write("experts.csv", _experts(folder, own))
-    _write("outcomes.csv", _outcomes(made, own))
-    _write("nonlinearity.csv", _nonlinearity(made))
+    _write(out / "experts.csv", _experts(folder, own))
+    _write(out / "outcomes.csv", _outcomes(made, own))
+    _write(out / "nonlinearity.csv", _nonlinearity(folder, made))
     sets = {tuple(r["members"].split("+")) for r in made}
     known = _signals(folder, [m.members for m in merges() if m.members in sets])
-    _write("sets.csv", ({"members": r["members"], **_timeless(r["group"])} for r in known))
+    _write(out / "sets.csv", ({"members": r["members"], **_timeless(r["group"])} for r in known))
     _write(
-        "members.csv",
+        out / "members.csv",
         (
             {"members": r["members"], "expert": member, **values}
             for r in known
             for member, values in zip(r["members"].split("+"), r["each"], strict=True)
         ),
     )
-    _write("remedies.csv", _remedies(folder, own))
-    _write("rivals.csv", _rivals(folder, sets))
-    _write("costs.csv", _costs(folder, known))
+    _write(out / "remedies.csv", _remedies(folder, own))
+    _write(out / "rivals.csv", _rivals(folder, sets))
+    _write(out / "costs.csv", _costs(folder, known))
 
 
 def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
@@ -60,6 +60,7 @@ def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[di
             "kept": len(before.keys() & after.keys()),
             "worst_before": min(before.values()),
             "worst_after": min(after.values()) if after else "",
+            "said": r["said"][:120],
         }
 
 
@@ -144,13 +145,20 @@ def _outcomes(
         yield {**kept, "loss_percent": loss, "unseen": int(unseen)}
 
 
-def _nonlinearity(made: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:
-    seen = set()
-    for record in made:
-        if "nonlinearity" in record and record["merge"] not in seen:
-            seen.add(record["merge"])
-            values = {f"layer{16 + k}": v for k, v in enumerate(record["nonlinearity"])}
-            yield {"members": record["members"], "method": record["method"], **values}
+def _nonlinearity(folder: Path, made: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+    """Distance from linearity as a share of how far mixing moves the states."""
+    known = {r["merge"]: r["values"] for r in records(folder, "displacement")}
+    states = ExpertStates(folder)
+    for key, record in {r["merge"]: r for r in made if "nonlinearity" in r}.items():
+        if key not in known:
+            merge = Merge(tuple(record["members"].split("+")), record["method"])
+            known[key] = displacement(merge, states)
+            kept = {"merge": key, "values": known[key]}
+            append(folder / "records" / "displacement-0.jsonl", [kept])
+            states.forget()
+        shares = (v / d for v, d in zip(record["nonlinearity"], known[key], strict=True))
+        values = {f"layer{FIRST_LAYER + 1 + k}": share for k, share in enumerate(shares)}
+        yield {"members": record["members"], "method": record["method"], **values}
 
 
 def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, Any]]:
@@ -167,17 +175,19 @@ def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, An
     return [known["+".join(members)] for members in dict.fromkeys(sets)]
 
 
-def _write(name: str, rows: Iterable[Mapping[str, object]]) -> None:
+def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     rows = list(rows)
     if not rows:
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / name).open("w", encoding="utf-8", newline="") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rough = path.with_name(f".{path.name}")
+    with rough.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: _cell(value) for key, value in row.items()})
+    rough.rename(path)
 
 
 def _cell(value: object) -> object:

@@ -40,7 +40,7 @@ class Task:
 
 
 def divide(name: str, choices: tuple[str, ...] | None, rows: Iterable[tuple[str, str]]) -> Task:
-    """Rows shuffled (seed 0), every prompt once, every choice as often as the others."""
+    """Rows shuffled, seeded by the name: every prompt once, every choice as often as others."""
     unique = [Row(prompt, answer) for prompt, answer in dict(rows).items()]
     shuffle = random.Random(name).shuffle
     shuffle(unique)

@@ -39,7 +39,8 @@ def fit(rows: Sequence[MergeRow], *signals: str, cost: float = 1.0) -> Rule:
     """Limits that err least, for one signal or for either of two."""
     bad, sets = collapsed(rows), [row.members for row in rows]
     folds = member_out([row.families for row in rows])
-    scores = [column(rows, name) for name in signals]
+    # What is not known is over every limit.
+    scores = [np.where(np.isnan(c), np.inf, c) for c in (column(rows, s) for s in signals)]
     if len(scores) == 1:
         one = fit_limit(scores[0], bad, sets, cost=cost, folds=folds)
         return Rule(signals, (one.limit.value,), one.in_sample, one.left_out)

@@ -39,13 +39,13 @@ REHEARSED: Mapping[str, str] = {
     "measured.predictive_pooled": "distortion, predictive",
     "measured.predictive_own": "own-task distortion, predictive",
     "measured.few_loss": "merging loss on the same 32 probes, by the first token",
-    "measured.variance_lost": "variance lost",
-    "measured.rank_lost": "effective rank lost",
+    "measured.variance_lost": "variance of the pooled states lost",
+    "measured.rank_lost": "their effective rank lost",
 }
-"""Of the merged model itself on 32 probes a task, without answers."""
+"""Of the merged model itself on 32 probes a task; all but the loss without targets."""
 
 RIVALS: Mapping[str, str] = {
-    "base_score": "lowest score of the base on a task",
+    "base_score": "base's score / expert's score, the lowest, its sign changed",
     "largest_norm": "largest ‖θ − θ₀‖",
     "experts": "number of experts",
     "magnitude_change_ratio": "magnitude change ratio",

@@ -1,16 +1,17 @@
 """How well one signal tells the merges that collapse."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from merge_rows import MergeRow, column
 
-from mergekit_collapse.study.auroc import auroc
+from mergekit_collapse.study.auroc import auroc, aurocs
 from mergekit_collapse.study.clustered_correlation import pearson, spearman
 from mergekit_collapse.study.estimate import Estimate
-from mergekit_collapse.study.folds import member_out
+from mergekit_collapse.study.folds import Folds, member_out
 from mergekit_collapse.study.left_out import LeftOutAuroc, left_out_auroc
+from mergekit_collapse.study.tied_groups import tied_groups
 
 BOTH = 5
 """Fewer merges of either kind than this say nothing."""
@@ -82,6 +83,25 @@ class Told:
     families: Sequence[frozenset[str]]
 
 
+def wider(found: Estimate, folds: Folds, score: np.ndarray, collapsed: np.ndarray) -> Estimate:
+    """An AUROC whose interval holds that of a jackknife over tasks as well.
+
+    Sets share experts: the bootstrap over sets takes them for independent. Leaving out each of
+    the T tasks in turn, with all merges it takes part in, gives
+
+        se² = (T − 1) / T · Σ (AUROC without t − their mean)²
+
+    and the interval is the wider of both at either end.
+    """
+    rest = aurocs(tied_groups(score), collapsed, (~folds).astype(np.float64))
+    if found.interval is None or np.isnan(rest).any():
+        return found
+    spread = np.sqrt((len(rest) - 1) / len(rest) * np.square(rest - rest.mean()).sum())
+    low = max(0.0, min(found.interval.low, found.value - 1.96 * spread))
+    high = min(1.0, max(found.interval.high, found.value + 1.96 * spread))
+    return replace(found, interval=replace(found.interval, low=float(low), high=float(high)))
+
+
 def quality_of(told: Told, name: str, beyond: float, *, resamples: int = 1000) -> Quality | None:
     """None where too few rows have the signal, or too few are of one kind."""
     known = np.flatnonzero(~np.isnan(told.score))
@@ -90,13 +110,14 @@ def quality_of(told: Told, name: str, beyond: float, *, resamples: int = 1000) -
     if min(collapsed.sum(), (~collapsed).sum()) < BOTH or len(np.unique(score)) < 2:
         return None
     sets = [told.sets[i] for i in known]
+    folds = member_out([told.families[i] for i in known])
     return Quality(
         name,
         beyond,
         len(score),
         int(collapsed.sum()),
-        auroc(score, collapsed, sets, resamples=resamples),
-        left_out_auroc(member_out([told.families[i] for i in known]), score, collapsed),
+        wider(auroc(score, collapsed, sets, resamples=resamples), folds, score, collapsed),
+        left_out_auroc(folds, score, collapsed),
         pearson(score, -loss, sets, resamples=resamples) if np.isfinite(score).all() else None,
         spearman(score, -loss, sets, resamples=resamples),
     )

@@ -117,6 +117,10 @@ def make_expert(name: str, folder: Path) -> None:
     expert, base = EXPERTS[name], (folder / "base").resolve()
     target = folder / "experts" / name
     if target.exists():
+        made = json.loads((target / "training.json").read_text(encoding="utf-8"))
+        other = {k: made.get(k) for k, v in asdict(expert).items() if made.get(k) != v}
+        if other:
+            raise SystemExit(f"{target} was trained with {other}; remove it to train it again")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     rough = folder / f".training-{name}-{os.getpid()}"

@@ -101,7 +101,7 @@ LANGUAGES = ("French", "Spanish", "Italian", "Dutch")
 
 
 def language(sources: Path) -> Pairs:
-    """Which language three words are of."""
+    """Which language two words are of."""
     rng = random.Random(0)
     words = {name: dict(_translations(sources, name.lower())) for name in LANGUAGES}
     lists = {name: sorted(set(found.values())) for name, found in words.items()}

@@ -173,7 +173,9 @@ class LayeredTrial:
 def _beginnings(probes: Sequence[TokenizedProbe]) -> list[TokenizedProbe]:
     """Of the longest probes, each cut to another length, with one token of the answer beyond."""
     longest = sorted(probes, key=lambda p: -len(p.prompt))[: len(_LENGTHS)]
-    return [
-        TokenizedProbe(probe.prompt[:length], probe.target[:2])
-        for probe, length in zip(longest, _LENGTHS, strict=False)
-    ]
+    found: list[TokenizedProbe] = []
+    for probe, length in zip(longest, _LENGTHS, strict=False):
+        shorter = min(length, len(found[-1].prompt) - 1) if found else length
+        if shorter:
+            found.append(TokenizedProbe(probe.prompt[:shorter], probe.target[:2]))
+    return found
