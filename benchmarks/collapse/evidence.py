@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from evidence_costs import costs
 from evidence_encoder import encoder
 from evidence_figures import draw_losses, draw_nonlinearity, draw_signals
 from evidence_outcomes import experts, outcome_tables
@@ -15,7 +16,7 @@ from evidence_rules import rule_tables, unseen_table
 from evidence_signals import signal_tables
 from evidence_tasks import task_table
 from evidence_theorem import linearity, theorem
-from evidence_words import ENCODER, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
+from evidence_words import COSTS, ENCODER, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
 from merge_rows import RESULTS, MergeRow, merge_rows
 from signal_names import BEFORE, REHEARSED, RIVALS
 from signal_quality import quality
@@ -46,6 +47,8 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield from outcome_tables(rows)
     yield SIGNALS
     yield from signal_tables(seen)
+    yield COSTS
+    yield from costs()
     yield TASKS
     yield from task_table(seen)
     yield RULES

@@ -34,6 +34,11 @@ weights; gradients, CKA and conflict are means over pairs.
 ![Loss of the worst task against two signals](evidence/losses.svg)
 """
 
+COSTS = """### What they cost
+
+Seconds of one core of two that were both busy, beyond what a signal shares with those above it.
+"""
+
 TASKS = """## Each task by itself
 
 The same for every expert of every merge, against the loss of its own task: what a score per task

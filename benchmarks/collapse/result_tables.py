@@ -98,7 +98,7 @@ def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[st
     for row in _foretold(folder):
         if row["expert"] == "":
             taken[row["predictor"]].append(float(row["seconds"]))
-    for record in merge_records(folder):
+    for record in {r["merge"]: r for r in merge_records(folder)}.values():
         taken["merging"].append(record["merge_seconds"])
         taken["rehearsal: states of the merged model"].append(record["rehearse_seconds"])
     for name, values in taken.items():
