@@ -2,8 +2,8 @@
 
     python benchmarks/collapse/encoder_zoo.py --folder FOLDER [--minutes N] [--summary]
 
-FOLDER holds tasks/ and tasks.json, as `python benchmarks/collapse tasks` writes them. Everything
-is kept in FOLDER/encoder; the tables are written to results/ beside this file.
+FOLDER has tasks/ and tasks.json, as `python benchmarks/collapse FOLDER --stages sources` writes
+them. Everything is kept in FOLDER/encoder; the tables are written to results/ beside this file.
 """
 
 import argparse

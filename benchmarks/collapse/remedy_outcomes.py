@@ -35,12 +35,14 @@ BEYOND = 20.0
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
-    """Merges of seen tasks that lost, of as many kinds of sets and methods as there are."""
-    found: dict[tuple[str, str], list[MergeRow]] = {}
+    """Merges of seen tasks that lost, of as many kinds and sizes and methods as there are."""
+    found: dict[tuple[bool, str, str], list[MergeRow]] = {}
     for row in rows:
         if row.method in METHODS and row.worst < -BEYOND and not row.unseen:
-            found.setdefault((row.makes, row.method), []).append(row)
-    turns = [part[i] for i in range(RECIPES) for part in found.values() if i < len(part)]
+            pair = len(row.members) == 2
+            found.setdefault((pair, row.makes, row.method), []).append(row)
+    parts = [found[key] for key in sorted(found)]
+    turns = [part[i] for i in range(RECIPES) for part in parts if i < len(part)]
     return turns[:RECIPES]
 
 
