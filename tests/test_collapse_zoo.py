@@ -31,6 +31,8 @@ import rows  # noqa: E402
 import tasks  # noqa: E402
 import zoo  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 DEPTH, SHARED = 4, 2
 NAMES = ("sentiment", "spam", "era")
 
@@ -273,7 +275,6 @@ def test_the_committed_tables_fit_together():
         assert row.readings["measured.hidden_pooled"] >= ball * (1 - 1e-2)
 
 
-@pytest.mark.slow
 def test_the_document_is_what_the_committed_tables_say():
     document = "\n".join(evidence.document(merge_rows.merge_rows())).rstrip() + "\n"
     assert (COLLAPSE.parents[1] / "docs" / "evidence.md").read_text() == document

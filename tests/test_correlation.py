@@ -104,6 +104,7 @@ def test_too_many_orders_are_refused():
         permutation_p(np.arange(10.0), np.arange(10.0))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 @settings(deadline=None)
 @example(5462)

@@ -24,6 +24,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+pytestmark = pytest.mark.slow
+
 COLLAPSE = Path(__file__).parent.parent / "benchmarks" / "collapse"
 WORDS = {"red": ("apple", "cherry", "brick", "rose"), "green": ("grass", "leaf", "moss", "lime")}
 

@@ -96,6 +96,7 @@ def test_means_do_not_depend_on_parts():
     np.testing.assert_allclose(parted.mean_squared, plain.mean_squared, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_geometry_of_parts_and_batches_is_that_of_probes_but_for_its_intervals(monkeypatch):
     owners = [("a", 0), ("b", 1), ("c", None)]
     options = {"scale": "variance", "coefficients": np.full(6, 1 / 6), "seed": 0}

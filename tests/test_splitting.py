@@ -20,6 +20,7 @@ def criterion(squared, limit, difficulty=None, reading=None):
     return Criterion(squared, reading or ball_reading(squared), limit, difficulty)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(2, 14), st.integers(1, 4), st.floats(0.02, 2))
 @settings(max_examples=12, deadline=None)
 def test_groups_are_a_partition_and_all_are_inside(seed, count, dimension, limit):
