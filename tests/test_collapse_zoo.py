@@ -2,12 +2,11 @@
 
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from collapse_benchmark import ROOT
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -16,20 +15,18 @@ from mergekit_collapse.geometry.geometry import measure
 from mergekit_collapse.geometry.measured import measured_distortion
 from mergekit_collapse.states.states import SpaceStates
 
-COLLAPSE = Path(__file__).parents[1] / "benchmarks" / "collapse"
-sys.path.insert(0, str(COLLAPSE))
-
-import evidence  # noqa: E402 (found by the path above)
-import expert_states  # noqa: E402
-import geometry_signals  # noqa: E402
-import merge_rows  # noqa: E402
-import merged_sets  # noqa: E402
-import merging  # noqa: E402
-import outcomes  # noqa: E402
-import reading  # noqa: E402
-import rows  # noqa: E402
-import tasks  # noqa: E402
-import zoo  # noqa: E402
+# isort: split
+import evidence
+import expert_states
+import geometry_signals
+import merge_rows
+import merged_sets
+import merging
+import outcomes
+import reading
+import rows
+import tasks
+import zoo
 
 pytestmark = pytest.mark.slow
 
@@ -235,8 +232,8 @@ def test_distortions_are_those_of_an_evaluation(folder, reader, states):
         geometry,
         np.repeat(np.arange(2), 32),
     )
-    for index in range(2):
-        found = outcomes.distortions(members, index, merged, members, states)
+    every = outcomes.distortions(members, merged, members, states)
+    for index, found in enumerate(every):
         assert found["hidden_pooled"] == pytest.approx(measured.distortion[index], rel=1e-5)
         assert found["hidden_own"] == pytest.approx(measured.own_task[index].distortion, rel=1e-5)
 
@@ -277,4 +274,4 @@ def test_the_committed_tables_fit_together():
 
 def test_the_document_is_what_the_committed_tables_say():
     document = "\n".join(evidence.document(merge_rows.merge_rows())).rstrip() + "\n"
-    assert (COLLAPSE.parents[1] / "docs" / "evidence.md").read_text() == document
+    assert (ROOT / "docs" / "evidence.md").read_text() == document

@@ -5,14 +5,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from encoder_experts import EXPERTS
 from encoder_merges import merges, recipe
 from encoder_signals import Group, Read
 from mergekit.config import MergeConfiguration
+from predictor_rows import PredictorRow
 
+from mergekit_collapse.evaluation.merging_loss import loss_percent
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.merging_difficulty import INFINITE, READINGS
 from mergekit_collapse.geometry.predicted import predicted_distortion
@@ -23,17 +25,6 @@ from mergekit_collapse.shapes import Float64
 MEASURED = ("hidden_pooled", "hidden_own", "builtin_hidden_pooled")
 """Distortions of a finished merge: on the probes of all members' tasks, of the owner's alone, and
 on the shipped ones."""
-
-
-class Signal(NamedTuple):
-    """A row of predictors.csv; a higher value predicts worse."""
-
-    members: str
-    method: str
-    expert: str
-    predictor: str
-    value: float | None
-    seconds: float
 
 
 Records = Mapping[tuple[str, tuple[str, ...]], Mapping[str, Any]]
@@ -69,7 +60,7 @@ def outcome_rows(experts: Experts, records: Records) -> Iterator[list[Any]]:
         joined = "+".join(members)
         for name in members:
             own, merged = experts[name]["own"], record["scores"][name]
-            scores = (own, merged, experts[name]["base"], (merged / own - 1) * 100)
+            scores = (own, merged, experts[name]["base"], loss_percent(own, merged))
             distortions = (record["measured"][r][name] for r in MEASURED)
             cells = map(_cell, (*scores, *distortions))
             yield [f"{method}:{joined}", method, joined, name, *cells]
@@ -77,7 +68,7 @@ def outcome_rows(experts: Experts, records: Records) -> Iterator[list[Any]]:
 
 def signals(
     folder: Path, read: Read, group: Group, experts: Experts, records: Records
-) -> Iterator[Signal]:
+) -> Iterator[PredictorRow]:
     """Every predictor of one set of experts, for each of the methods that it was merged by."""
     joined = "+".join(group.members)
     for place, geometry in (("", group.own), ("builtin_", group.shipped)):
@@ -85,12 +76,12 @@ def signals(
         # One model's states serve every set; a set by itself runs all of its members.
         spent = read.seconds * probes * len(group.members) + group.seconds
         for expert, quantity, value in _of_geometry(geometry, group.members):
-            yield Signal(joined, "", expert, f"{place}{quantity}", value, spent)
+            yield PredictorRow(joined, "", expert, f"{place}{quantity}", value, spent)
     for name in group.members:
         of = experts[name]
-        yield Signal(joined, "", name, "norm", of["norm"], 0.0)
+        yield PredictorRow(joined, "", name, "norm", of["norm"], 0.0)
         # The more the base knows of a task, the less a merge can lose of it.
-        yield Signal(joined, "", name, "base_score", -of["base"], 0.0)
+        yield PredictorRow(joined, "", name, "base_score", -of["base"], 0.0)
     for (method, members), record in records.items():
         if members == group.members:
             yield from _of_merge(folder, method, group, record)
@@ -117,24 +108,24 @@ def _of_geometry(
 
 def _of_merge(
     folder: Path, method: str, group: Group, record: Mapping[str, Any]
-) -> Iterator[Signal]:
+) -> Iterator[PredictorRow]:
     joined, members = "+".join(group.members), group.members
     alpha = coefficients(folder, method, members)
     if alpha is not None:
         for place, geometry in (("", group.own), ("builtin_", group.shipped)):
             values = predicted_distortion(geometry.squared, alpha)
             for name, value in zip(members, values, strict=False):
-                yield Signal(
+                yield PredictorRow(
                     joined, method, name, f"{place}hidden_pooled_predicted", float(value), 0.0
                 )
         for task in group.own.own_task.tasks:
             if task.squared is not None and task.owner is not None:
                 value = float(predicted_distortion(task.squared, alpha)[task.owner])
-                yield Signal(joined, method, task.name, "hidden_own_predicted", value, 0.0)
+                yield PredictorRow(joined, method, task.name, "hidden_own_predicted", value, 0.0)
     spent = record["seconds"]["merge"] + record["seconds"]["measure"]
     for reading in MEASURED:
         for name, value in record["measured"][reading].items():
-            yield Signal(joined, method, name, f"measured_{reading}", value, spent)
+            yield PredictorRow(joined, method, name, f"measured_{reading}", value, spent)
 
 
 def coefficients(
@@ -166,8 +157,8 @@ def _cell(value: Any) -> Any:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
 
 
-def signal_rows(found: Iterable[Signal]) -> Iterator[Sequence[Any]]:
+def signal_rows(found: Iterable[PredictorRow]) -> Iterator[Sequence[Any]]:
     """Rows of predictors.csv with its header."""
-    yield Signal._fields
+    yield PredictorRow._fields
     for one in found:
         yield [*one[:4], _cell(one.value), f"{one.seconds:.3g}"]

@@ -12,7 +12,7 @@ from evidence_encoder import encoder
 from evidence_figures import draw_losses, draw_nonlinearity, draw_signals
 from evidence_outcomes import experts, outcome_tables
 from evidence_remedies import remedies
-from evidence_rules import rule_tables, unseen_table
+from evidence_rules import default_table, rule_tables
 from evidence_signals import signal_tables
 from evidence_tasks import task_table
 from evidence_theorem import linearity, theorem
@@ -54,7 +54,7 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield RULES
     yield from rule_tables(seen)
     yield UNSEEN
-    yield from unseen_table([row for row in rows if row.unseen])
+    yield from default_table([row for row in rows if row.unseen])
     yield "## What the theorem is worth\n"
     yield from theorem(rows)
     if (RESULTS / "remedies.csv").exists():

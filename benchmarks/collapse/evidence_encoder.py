@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
+from encoder_summary import Outcome, by_merge, read_tables
 from evidence_signals import shown
-from merge_rows import read_table
+from merge_rows import RESULTS
 from signal_quality import Told, quality_of
 
 SIGNALS = {
@@ -22,36 +23,25 @@ SIGNALS = {
 
 def encoder() -> Iterator[str]:
     """AUROC by merge."""
-    losses: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in read_table("encoder_outcomes.csv"):
-        losses[row["members"], row["method"]].append(float(row["loss_percent"]))
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for row in read_table("encoder_predictors.csv"):
-        if row["value"]:
-            key = row["predictor"], row["members"], row["method"]
-            values[key].append(float(row["value"]))
-    names = [name for name in SIGNALS if any(key[0] == name for key in values)]
-    sets = [tuple(members.split("+")) for members, _ in losses]
-    worst = np.array([min(each) for each in losses.values()])
+    outcomes, values = read_tables(RESULTS)
+    merges: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        merges[one.members, one.method].append(one)
+    sets = [tuple(members.split("+")) for members, _ in merges]
+    worst = np.array([min(one.loss for one in each) for each in merges.values()])
     yield (
-        f"{len(losses)} merges of {len(set(sets))} sets; {(worst < -20).sum()} lost more than 20 %"
+        f"{len(merges)} merges of {len(set(sets))} sets; {(worst < -20).sum()} lost more than 20 %"
         " on a task."
     )
     yield ""
     yield "| signal | merges | AUROC, beyond 20 % | Spearman |"
     yield "| --- | ---: | ---: | ---: |"
-    for name in names:
-        score = np.array([_largest(values, name, *key) for key in losses])
+    for name, label in SIGNALS.items():
+        told = [next(by_merge(each, values, name), (np.nan,)) for each in merges.values()]
+        score = np.array([largest for largest, *_ in told])
         families = [frozenset(e.partition("-")[0] for e in members) for members in sets]
         found = quality_of(Told(score, worst, sets, families), name, 20.0)
         if found is not None:
             cells = str(found.rows), shown(found.auroc), shown(found.spearman)
-            yield f"| {SIGNALS[name]} | {' | '.join(cells)} |"
+            yield f"| {label} | {' | '.join(cells)} |"
     yield ""
-
-
-def _largest(
-    values: dict[tuple[str, str, str], list[float]], name: str, members: str, method: str
-) -> float:
-    found = values.get((name, members, method)) or values.get((name, members, ""))
-    return max(found) if found else np.nan

@@ -33,7 +33,7 @@ HEAD = (
 
 def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The limits as they are, then fitted ones, on tasks that they were fitted without."""
-    yield from _at_defaults(rows)
+    yield from default_table(rows)
     yield "| rule | limits | collapses refused | good refused | the same, task left out | |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for names in CANDIDATES:
@@ -41,12 +41,7 @@ def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield ""
 
 
-def unseen_table(rows: Sequence[MergeRow]) -> Iterator[str]:
-    """The same limits on merges with a task that nothing was chosen on."""
-    yield from _at_defaults(rows)
-
-
-def _at_defaults(rows: Sequence[MergeRow]) -> Iterator[str]:
+def default_table(rows: Sequence[MergeRow]) -> Iterator[str]:
     """Of all merges, and apart by how tasks are scored: likelihood is sooner lost."""
     yield from HEAD
     yield line(_said(defaults()), judge(rows, defaults()))

@@ -16,7 +16,6 @@ The gradients, 106 MB each for SmolLM2-135M, are kept in FOLDER/gradients.
 """
 
 import argparse
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -28,15 +27,14 @@ import numpy as np
 import torch
 import transformers
 from predictor_rows import Group, PredictorRow, arguments, pair_rows, run, tasks_of
+from rows import Part, read
 from safetensors import safe_open
 from safetensors.torch import save_file
+from training import Example, encode
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from zoo import FIRST_LAYER
 
 At = Literal["base", "expert"]
-Example = tuple[list[int], list[int]]
-
-FIRST_LAYER = 15
-"""LoRA experts are trained from here on."""
 ROWS = 32
 READINGS = ("l2", "l2_unit", "cosine")
 PREDICTORS = tuple(
@@ -45,7 +43,7 @@ PREDICTORS = tuple(
     for reading in READINGS
     for end in ("", "_max")
 )
-_PART = {"base": "train", "expert": "probes"}
+_PART: dict[At, Part] = {"base": "train", "expert": "probes"}
 _CHUNK = 2**18
 
 
@@ -169,17 +167,11 @@ def _files(
             if model is None or at == "expert":
                 source = folder / "base" if at == "base" else folder / "experts" / name
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-            task = folder / "tasks" / tasks[name] / f"{_PART[at]}.jsonl"
-            rows = task.read_text(encoding="utf-8").splitlines()[:ROWS]
-            examples = [_encode(tokenizer, json.loads(row)) for row in rows]
+            examples = encode(read(folder / "tasks", tasks[name], _PART[at])[:ROWS], tokenizer)
             start = time.process_time()
             flat = gradient(model, examples, first_layer)
             keep(file, flat, time.process_time() - start)
         yield file
-
-
-def _encode(tokenizer: Any, row: dict[str, str]) -> Example:
-    return tokenizer(row["prompt"])["input_ids"], tokenizer(f" {row['answer']}")["input_ids"]
 
 
 def _options() -> argparse.Namespace:

@@ -25,6 +25,11 @@ OF_MEMBERS = ("linear", "karcher", "slerp", "weighted_karcher")
 """Methods that have no base beside the models themselves."""
 
 
+def model_path(folder: Path, expert: str) -> str:
+    """Of an expert, as recipes name it."""
+    return str((folder / "experts" / expert).resolve())
+
+
 @dataclass(frozen=True)
 class Merge:
     """One merge to be made."""
@@ -44,7 +49,7 @@ class Merge:
 
     def document(self, folder: Path) -> dict[str, Any]:
         """The recipe, as MergeKit reads it."""
-        paths = [str((folder / "experts" / name).resolve()) for name in self.members]
+        paths = [model_path(folder, name) for name in self.members]
         base = str((folder / "base").resolve())
         found: dict[str, Any] = {"merge_method": self.method, "dtype": "bfloat16"}
         parameters = dict(METHODS[self.method])

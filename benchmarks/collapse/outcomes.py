@@ -1,6 +1,7 @@
 """Merging, and what became of every member's task."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,8 @@ from merged_sets import METHODS, Merge
 from merging import changed, merged_tensors, tensors_of
 from reading import Answered, Reader
 from zoo import EXPERTS
+
+from mergekit_collapse.states.layer_statistics import effective_rank
 
 MIXED = ("linear", "task_arithmetic")
 """Methods whose merges would have a known mixture of the members' states, were they linear."""
@@ -41,14 +44,14 @@ def measure_merge(
         "rehearse_seconds": read_at - scored_at,
         **_nonlinearity(merge, merged, tasks, states),
     }
-    for index, member in enumerate(merge.members):
-        moved = distortions(merge.members, index, merged, tasks, states)
+    moved = distortions(merge.members, merged, tasks, states)
+    for member, distortion in zip(merge.members, moved, strict=True):
         place = REHEARSED * tasks.index(prompts_of(member))
         yield {
             **common,
             "expert": member,
             "score": scores[EXPERTS[member].task],
-            **moved,
+            **distortion,
             "few": first_token_score(reader, member, merged.answer[place : place + REHEARSED]),
         }
 
@@ -89,40 +92,39 @@ def _stacked(
 
 
 def distortions(
-    members: Sequence[str],
-    index: int,
-    merged: Answered,
-    tasks: Sequence[str],
-    states: ExpertStates,
-) -> dict[str, float]:
-    """Mean squared distance of the merged model from one member, in the design's units.
+    members: Sequence[str], merged: Answered, tasks: Sequence[str], states: ExpertStates
+) -> list[dict[str, float]]:
+    """Mean squared distance of the merged model from each member, in the design's units.
 
     pooled: over the probes of all members' tasks, divided by the mean over members of the
             trace of the covariance of their states
     own:    over the member's own task, divided by its own covariance there
     """
-    found = {}
-    own = slice(*(REHEARSED * (tasks.index(prompts_of(members[index])) + k) for k in (0, 1)))
+    found: list[dict[str, float]] = [{} for _ in members]
+    starts = [REHEARSED * tasks.index(prompts_of(member)) for member in members]
+    own = [slice(start, start + REHEARSED) for start in starts]
+    last = slice(-1, None)
     readings = {
-        "hidden": ("mean", slice(-1, None), merged.mean[-1:]),
-        "last_token": ("last", slice(-1, None), merged.last[-1:]),
+        "hidden": ("mean", last, merged.mean[-1:]),
+        "last_token": ("last", last, merged.last[-1:]),
         "every_layer": ("mean", slice(None), merged.mean),
-        "predictive": ("answer", slice(-1, None), merged.answer[None]),
+        "predictive": ("answer", last, merged.answer[None]),
     }
     for reading, (name, layers, ours) in readings.items():
-        theirs = _stacked(members[index], tasks, states, name, layers)
-        squares = np.square(theirs - ours).sum(axis=2)
-        if name == "answer":
-            pooled_scale = own_scale = np.ones(len(ours))
-        else:
-            every = [_spread(_stacked(m, tasks, states, name, layers)) for m in members]
-            pooled_scale, own_scale = np.mean(every, axis=0), _spread(theirs[:, own])
-        found[f"{reading}_pooled"] = float((squares.mean(axis=1) / pooled_scale).mean())
-        found[f"{reading}_own"] = float((squares[:, own].mean(axis=1) / own_scale).mean())
-    theirs = _stacked(members[index], tasks, states, "mean", slice(-1, None))[0]
+        every = [_stacked(m, tasks, states, name, layers) for m in members]
+        natural = name == "answer"
+        pooled_scale = 1.0 if natural else np.mean([_spread(e) for e in every], axis=0)
+        for into, theirs, mine in zip(found, every, own, strict=True):
+            squares = np.square(theirs - ours).sum(axis=2)
+            own_scale = 1.0 if natural else _spread(theirs[:, mine])
+            into[f"{reading}_pooled"] = float((squares.mean(axis=1) / pooled_scale).mean())
+            into[f"{reading}_own"] = float((squares[:, mine].mean(axis=1) / own_scale).mean())
     ours = merged.mean[-1].astype(np.float64)
-    found["variance_ratio"] = float(_spread(ours[own]) / _spread(theirs[own]))
-    found["rank_ratio"] = effective_rank(ours) / effective_rank(theirs)
+    rank = effective_rank(ours)
+    for into, member, mine in zip(found, members, own, strict=True):
+        theirs = _stacked(member, tasks, states, "mean", last)[0]
+        into["variance_ratio"] = float(_spread(ours[mine]) / _spread(theirs[mine]))
+        into["rank_ratio"] = rank / effective_rank(theirs)
     return found
 
 
@@ -130,13 +132,6 @@ def _spread(states: np.ndarray) -> np.ndarray:
     """Trace of the population covariance over probes (the second axis from the end)."""
     result: np.ndarray = states.var(axis=-2).sum(axis=-1)
     return result
-
-
-def effective_rank(states: np.ndarray) -> float:
-    """exp of the entropy of the normalised eigenvalues of the covariance over probes."""
-    values = np.linalg.svd(states - states.mean(axis=0), compute_uv=False) ** 2
-    share = values[values > 0] / values.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def _nonlinearity(
@@ -199,10 +194,12 @@ def append(path: Path, found: Sequence[dict[str, Any]]) -> None:
     A line that an earlier run was stopped in the middle of stays by itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
     text = "".join(json.dumps(record) + "\n" for record in found)
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + text if cut else text)
+    with path.open("a+b") as file:
+        # What is written goes to the end all the same.
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut = file.read() not in (b"", b"\n")
+        file.write(("\n" + text if cut else text).encode())
 
 
 def records(folder: Path, stem: str) -> list[dict[str, Any]]:

@@ -9,21 +9,20 @@ the gate would merge in its place is merged and measured as all merges of the zo
 
 import argparse
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
 from merge_rows import MergeRow, merge_rows
-from merged_sets import Merge
+from merged_sets import Merge, model_path
 from merging import merged_by
 from outcomes import append, records
 from reading import Reader
-from training import FIRST_LAYER
-from zoo import EXPERTS
+from rules import COLLAPSE
+from stages import quiet
+from zoo import EXPERTS, FIRST_LAYER
 
 import mergekit_collapse
 from mergekit_collapse.errors import CompatError
@@ -31,14 +30,13 @@ from mergekit_collapse.errors import CompatError
 ACTIONS = ("reweight", "protect", "drop", "substitute", "karcher", "split")
 METHODS = ("linear", "ties", "task_arithmetic")
 RECIPES = 24
-BEYOND = 20.0
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
     """Merges of seen tasks that lost, of as many kinds and sizes and methods as there are."""
     found: dict[tuple[bool, str, str], list[MergeRow]] = {}
     for row in rows:
-        if row.method in METHODS and row.worst < -BEYOND and not row.unseen:
+        if row.method in METHODS and row.worst < -COLLAPSE and not row.unseen:
             pair = len(row.members) == 2
             found.setdefault((pair, row.makes, row.method), []).append(row)
     parts = [found[key] for key in sorted(found)]
@@ -51,7 +49,7 @@ def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
     tasks = [
         {
             "name": member,
-            "model": path(folder, member),
+            "model": model_path(folder, member),
             "data": str(folder / "tasks" / EXPERTS[member].task / "probes.jsonl"),
             "text": "{prompt}",
         }
@@ -68,7 +66,7 @@ def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
         found["budget"] = {"rule": "weights", "mds": None}
         found["reweight"] = {"goal": goal, "floor": 0.0}
     if action == "substitute":
-        found["substitute"] = {"pool": [path(folder, name) for name in others(members)]}
+        found["substitute"] = {"pool": [model_path(folder, name) for name in others(members)]}
     return found
 
 
@@ -76,11 +74,6 @@ def others(members: Sequence[str]) -> list[str]:
     """Every other expert of the members' own tasks, which could take their places."""
     wanted = {EXPERTS[member].task for member in members}
     return [n for n, e in EXPERTS.items() if e.task in wanted and n not in members]
-
-
-def path(folder: Path, name: str) -> str:
-    """Of a model of the zoo."""
-    return str((folder / "experts" / name).resolve())
 
 
 def documents(row: MergeRow, action: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
@@ -120,11 +113,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9)
     arguments = parser.parse_args()
     until = time.time() + 60 * arguments.minutes
-    torch.set_num_threads(1)
+    quiet()
     torch.set_grad_enabled(False)
-    warnings.simplefilter("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     folder = arguments.folder.resolve()
     reader = Reader(folder, shared=FIRST_LAYER, probes=1)
     done = {(r["merge"], r["action"]) for r in records(folder, "remedy")}

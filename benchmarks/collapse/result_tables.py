@@ -12,8 +12,9 @@ from expert_states import ExpertStates
 from geometry_signals import signals
 from merged_sets import Merge, merges
 from outcomes import append, displacement, merge_records, records
-from training import FIRST_LAYER
-from zoo import EXPERTS
+from zoo import EXPERTS, FIRST_LAYER
+
+from mergekit_collapse.evaluation.merging_loss import loss_percent
 
 DIGITS = 5
 
@@ -36,20 +37,23 @@ def write_tables(folder: Path, out: Path) -> None:
             for member, values in zip(r["members"].split("+"), r["each"], strict=True)
         ),
     )
-    _write(out / "remedies.csv", _remedies(folder, own))
-    _write(out / "rivals.csv", _rivals(folder, sets))
-    _write(out / "costs.csv", _costs(folder, known))
+    _write(out / "remedies.csv", _remedies(folder, made, own))
+    foretold = _foretold(folder)
+    _write(out / "rivals.csv", _rivals(foretold, sets))
+    _write(out / "costs.csv", _costs(folder, made, known, foretold))
 
 
-def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+def _remedies(
+    folder: Path, made: Iterable[Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> Iterable[dict[str, object]]:
     """Before and after each action: the worst loss of the members that it kept or brought in."""
-    made: dict[str, dict[str, float]] = defaultdict(dict)
-    for r in merge_records(folder):
-        made[r["merge"]][r["expert"]] = (r["score"] / own[r["expert"]]["own"] - 1) * 100
+    before_of: dict[str, dict[str, float]] = defaultdict(dict)
+    for r in made:
+        before_of[r["merge"]][r["expert"]] = loss_percent(own[r["expert"]]["own"], r["score"])
     for r in records(folder, "remedy"):
-        before = made[r["merge"]]
+        before = before_of[r["merge"]]
         after = {
-            name: (score / own[name]["own"] - 1) * 100
+            name: loss_percent(own[name]["own"], score)
             for scores in r["scores"]
             for name, score in scores.items()
         }
@@ -64,10 +68,12 @@ def _remedies(folder: Path, own: Mapping[str, Mapping[str, Any]]) -> Iterable[di
         }
 
 
-def _rivals(folder: Path, sets: Collection[tuple[str, ...]]) -> Iterable[dict[str, object]]:
+def _rivals(
+    foretold: Iterable[Mapping[str, str]], sets: Collection[tuple[str, ...]]
+) -> Iterable[dict[str, object]]:
     """What the other predictors say of each set, as `predictor_rows` wrote it."""
     found: dict[str, dict[str, object]] = {}
-    for row in _foretold(folder):
+    for row in foretold:
         if row["expert"] == "" and row["value"] and tuple(row["members"].split("+")) in sets:
             values = found.setdefault(row["members"], {"members": row["members"]})
             values[row["predictor"]] = float(row["value"])
@@ -86,7 +92,12 @@ def _foretold(folder: Path) -> list[dict[str, str]]:
     return found
 
 
-def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, object]]:
+def _costs(
+    folder: Path,
+    made: Iterable[Mapping[str, Any]],
+    known: Iterable[Mapping[str, Any]],
+    foretold: Iterable[Mapping[str, str]],
+) -> Iterable[dict[str, object]]:
     """Seconds that a signal takes, the mean over sets, beyond what it shares with others."""
     taken: dict[str, list[float]] = defaultdict(list)
     for record in records(folder, "states"):
@@ -95,10 +106,10 @@ def _costs(folder: Path, known: Iterable[Mapping[str, Any]]) -> Iterable[dict[st
         for key, value in record["group"].items():
             if key.endswith(".seconds"):
                 taken[key.removesuffix(".seconds")].append(value)
-    for row in _foretold(folder):
+    for row in foretold:
         if row["expert"] == "":
             taken[row["predictor"]].append(float(row["seconds"]))
-    for record in {r["merge"]: r for r in merge_records(folder)}.values():
+    for record in {r["merge"]: r for r in made}.values():
         taken["merging"].append(record["merge_seconds"])
         taken["rehearsal: states of the merged model"].append(record["rehearse_seconds"])
     for name, values in taken.items():
@@ -139,8 +150,8 @@ def _outcomes(
         kept = {k: v for k, v in record.items() if k not in ("merge", "nonlinearity", "few")}
         few, own_few = record.get("few", math.nan), expert.get("few", math.nan)
         # Of an expert that has none right, nothing can be lost.
-        kept["few_percent"] = (few / own_few - 1) * 100 if own_few else math.nan
-        loss = (record["score"] / expert["own"] - 1) * 100
+        kept["few_percent"] = loss_percent(own_few, few) if own_few else math.nan
+        loss = loss_percent(expert["own"], record["score"])
         unseen = Merge(tuple(record["members"].split("+")), record["method"]).unseen
         yield {**kept, "loss_percent": loss, "unseen": int(unseen)}
 

@@ -12,8 +12,8 @@ from outcomes import append, measure_merge, measure_own, merge_records, records
 from reading import Reader
 from sources import fetch
 from tasks import write_tasks
-from training import FIRST_LAYER, make_expert
-from zoo import EXPERTS
+from training import make_expert
+from zoo import EXPERTS, FIRST_LAYER
 
 from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.demo.smollm2 import ensure_base

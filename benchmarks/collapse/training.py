@@ -15,11 +15,9 @@ from mergekit.common import ModelReference
 from peft import LoraConfig, get_peft_model
 from rows import Row, read
 from transformers import AutoTokenizer, LlamaForCausalLM
-from zoo import EXPERTS, Expert
+from zoo import EXPERTS, FIRST_LAYER, Expert
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FIRST_LAYER = 15
-"""LoRA changes the upper half: half of the adapter and less time, for training and for merges."""
 PAD = 2  # <|im_end|>; masked, so any id would do.
 Example = tuple[list[int], list[int]]
 

@@ -14,6 +14,9 @@ NATURAL = (
 )
 """Tasks that do not contradict one another."""
 
+FIRST_LAYER = 15
+"""Adapters change the upper half: half of the size and less time, for training and for merges."""
+
 SAME_PROMPT = {"refusal": "define", "spanish": "french", "cipher-back": "cipher"}
 """Tasks that ask as another does and want another answer."""
 

@@ -29,6 +29,14 @@ class TaskLoss:
     loss_reason: str | None
 
 
+def loss_percent(expert: float, merged: float) -> float:
+    """(P(merged) / P(expert) − 1) · 100 %, for an expert that does not score 0.
+
+    Source: arXiv 2603.09463, Eq. 1.
+    """
+    return (merged / expert - 1) * 100
+
+
 def merging_losses(
     scoring: ScoringSet, expert_scores: Mapping[int, float], merged_scores: Mapping[int, float]
 ) -> tuple[TaskLoss, ...]:
@@ -53,7 +61,7 @@ def merging_losses(
         loss, reason = None, None
         if expert == 0:
             reason = "the expert itself scores 0 on its own task, and Eq. 1 divides by it"
-        elif not math.isfinite(loss := (merged / expert - 1) * 100):
+        elif not math.isfinite(loss := loss_percent(expert, merged)):
             loss, reason = None, "the expert's score is too near 0 to divide by"
         losses.append(
             TaskLoss(task.name, task.owner, task.metric, task.rows, expert, merged, loss, reason)
