@@ -702,9 +702,13 @@ def test_a_rehearsal_is_the_real_merge_and_leaves_no_trace(models, tmp_path, tem
     assert left_in(temporary) == []
 
 
-def test_rehearsed_adapters_are_forgotten_with_their_folder(models, tmp_path, temporary):
+def test_rehearsed_adapters_are_forgotten_with_their_folder(
+    models, tmp_path, temporary, monkeypatch
+):
     from peft import LoraConfig, get_peft_model
 
+    # The table is the process's: other tests in it may have merged adapters that stay.
+    monkeypatch.setattr(LoaderCache, "loaders", {})
     members = []
     for seed in (1, 2):
         whole = transformers.AutoModelForCausalLM.from_pretrained(models["base"])

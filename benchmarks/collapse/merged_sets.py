@@ -112,7 +112,10 @@ def _seen_groups() -> Iterator[tuple[str, ...]]:
 
 
 def merges() -> list[Merge]:
-    """Every merge of the benchmark: groups of seen tasks, then the others in random order."""
+    """Every merge of the benchmark, in the order in which they are made.
+
+    Groups of seen tasks by every method, then every set by ``linear``, then all others at random.
+    """
     natural = list(itertools.combinations(NATURAL, 2))
     thorough = set(_drawn(natural, len(natural) // 3, 5)) | set(_sets())
     found = []
@@ -128,6 +131,7 @@ def merges() -> list[Merge]:
         for members in dict.fromkeys(_seen_groups())
         if method not in ("slerp", "weighted_karcher")
     ]
+    found.sort(key=lambda merge: merge.method != "linear")
     found = list(dict.fromkeys((*groups, *found)))
     # With equal weights it gives the model that karcher gives, so that a few are enough.
     alike = [merge for merge in found if merge.method == "weighted_karcher"]
