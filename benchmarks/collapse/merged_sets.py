@@ -114,7 +114,8 @@ def _seen_groups() -> Iterator[tuple[str, ...]]:
 def merges() -> list[Merge]:
     """Every merge of the benchmark, in the order in which they are made.
 
-    Groups of seen tasks by every method, then every set by ``linear``, then all others at random.
+    Groups of seen tasks by every method, then every set of them by ``linear``, then all others at
+    random.
     """
     natural = list(itertools.combinations(NATURAL, 2))
     thorough = set(_drawn(natural, len(natural) // 3, 5)) | set(_sets())
@@ -131,7 +132,7 @@ def merges() -> list[Merge]:
         for members in dict.fromkeys(_seen_groups())
         if method not in ("slerp", "weighted_karcher")
     ]
-    found.sort(key=lambda merge: merge.method != "linear")
+    found.sort(key=lambda merge: merge.unseen or merge.method != "linear")
     found = list(dict.fromkeys((*groups, *found)))
     # With equal weights it gives the model that karcher gives, so that a few are enough.
     alike = [merge for merge in found if merge.method == "weighted_karcher"]

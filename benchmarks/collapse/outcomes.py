@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from expert_states import REHEARSED, ExpertStates, TaskStates, prompts_of
+from expert_states import BUILTIN, REHEARSED, ExpertStates, TaskStates, prompts_of
 from merged_sets import METHODS, Merge
 from merging import changed, merged_tensors, tensors_of
-from reading import Answered, Reader
+from reading import Answered, Reader, part_of
 from zoo import EXPERTS
 
 from mergekit_collapse.states.layer_statistics import effective_rank
@@ -32,8 +32,9 @@ def measure_merge(
     scores = {task: reader.score(model, task) for task in {EXPERTS[m].task for m in merge.members}}
     scored_at = time.perf_counter()
     tasks = list(dict.fromkeys(prompts_of(m) for m in merge.members))
-    prompts = [p for task in tasks for p in reader.prompts(task)[:REHEARSED]]
-    merged = reader.answered(model, left_out, prompts, every_layer=True)
+    prompts = [p for task in (*tasks, BUILTIN) for p in reader.prompts(task)[:REHEARSED]]
+    answered = reader.answered(model, left_out, prompts, every_layer=True)
+    merged = part_of(answered, slice(0, -REHEARSED))
     read_at = time.perf_counter()
     common = {
         "merge": merge.key,
@@ -45,6 +46,15 @@ def measure_merge(
         **_nonlinearity(merge, merged, tasks, states),
     }
     moved = distortions(merge.members, merged, tasks, states)
+    shipped = part_of(answered, slice(-REHEARSED, None))
+    for name, found, asked in (
+        ("builtin", shipped, [BUILTIN]),
+        ("gate", answered, [*tasks, BUILTIN]),
+    ):
+        for into, pooled in zip(
+            moved, pooled_hidden(merge.members, found, asked, states), strict=True
+        ):
+            into[f"{name}_pooled"] = pooled
     for member, distortion in zip(merge.members, moved, strict=True):
         place = REHEARSED * tasks.index(prompts_of(member))
         yield {
@@ -126,6 +136,16 @@ def distortions(
         into["variance_ratio"] = float(_spread(ours[mine]) / _spread(theirs[mine]))
         into["rank_ratio"] = rank / effective_rank(theirs)
     return found
+
+
+def pooled_hidden(
+    members: Sequence[str], merged: Answered, tasks: Sequence[str], states: ExpertStates
+) -> list[float]:
+    """Mean squared distance from each member in hidden space, over all probes of some tasks."""
+    every = [_stacked(m, tasks, states, "mean", slice(-1, None))[0] for m in members]
+    scale = float(np.mean([_spread(e) for e in every]))
+    apart = (np.square(e - merged.mean[-1]).sum(axis=1).mean() for e in every)
+    return [float(distance) / scale for distance in apart]
 
 
 def _spread(states: np.ndarray) -> np.ndarray:

@@ -39,6 +39,13 @@ class Answered:
     answer: np.ndarray
 
 
+def part_of(found: Answered, probes: slice) -> Answered:
+    """Of some of the probes."""
+    return Answered(
+        found.layers, found.mean[:, probes], found.last[:, probes], found.answer[probes]
+    )
+
+
 class SharedStart(torch.nn.Module):
     """The first layers of the base, in the place of the embeddings of a model that has them too.
 
