@@ -600,6 +600,7 @@ def test_a_pool_for_an_expert_is_run_as_it_was_fixed_elsewhere(with_tasks, worke
         checked(with_tasks({key: [able]}), fix=fixed)
         again, _ = checked(fixed)
         assert again.verdict.decision == "allow"
+        assert "# the films one" in fixed.read_text(encoding="utf-8")
         pool = again.recipe.compat.substitute.pool
         assert list(pool) == [key if key == "spam-task" else str(again.recipe.experts[1])]
 
