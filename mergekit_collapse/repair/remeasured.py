@@ -20,7 +20,7 @@ from mergekit_collapse.states.states import SpaceStates
 
 @runtime_checkable
 class Assess(Protocol):
-    """Measures a recipe from the start, with all but two settings of ``assessment.assess``."""
+    """Measures a recipe from the start: ``assessment.assess`` with all else settled."""
 
     def __call__(self, recipe: Recipe, *, stand_ins: StandIns = NOBODY) -> Assessment:
         """What is known of the recipe before it is merged."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from mergekit.common import ModelPath, ModelReference
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.findings import printable
 from mergekit_collapse.recipe.groups import identity
 from mergekit_collapse.recipe.pool_experts import expert_called
 from mergekit_collapse.recipe.recipe import Recipe
@@ -59,7 +60,7 @@ def _entries(recipe: Recipe) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         for name, paths in pool.items():
             expert = expert_called(name, recipe)
             for index, path in enumerate(paths):
-                yield f"compat.substitute.pool.{name}[{index}]", path, (expert,)
+                yield f"compat.substitute.pool.{printable(name)}[{index}]", path, (expert,)
         return
     every = tuple(range(len(recipe.experts)))
     for index, path in enumerate(pool):

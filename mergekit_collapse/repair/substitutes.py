@@ -70,13 +70,15 @@ def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
     )
     found = replace_experts(limits, count, candidates=may.rows, unfit=may.unfit)
     open_now = [place for place in places if may.rows[place]]
-    told = [*_left_out(joint, lineup, found.tried), *_closed(recipe, pool, open_now)]
+    left_out, closed = _left_out(joint, lineup, found.tried), _closed(recipe, pool, open_now)
     if not found.swaps:
         reason = found.reason or "beside the pool the recipe is inside its limits"
-        raise NoRemedyError("; ".join([reason, *told]))
+        raise NoRemedyError("; ".join([reason, *left_out, *closed]))
     new = {swap.slot: joint.experts[lineup.model[swap.candidate]] for swap in found.swaps}
     changed = _replaced(recipe, new)
-    notes = [_said(recipe, changed.recipe, swap) for swap in found.swaps] + told
+    notes = [_said(recipe, changed.recipe, swap) for swap in found.swaps] + left_out
+    # Whom the recipe names no candidates for, its author knows.
+    notes += [] if pool.named else closed
     notes += [changed.note] if changed.note else []
     return Change(assess(changed.recipe), tuple(notes))
 
@@ -124,8 +126,7 @@ def _replaced(recipe: Recipe, new: dict[int, ModelReference]) -> Changed:
 
 
 def _with_pool(block: CompatBlock, keys: Mapping[str, str]) -> CompatBlock:
-    pool = with_renamed(block.substitute.pool, keys)
-    substitute = SubstituteBlock(pool=pool)
+    substitute = SubstituteBlock(pool=with_renamed(block.substitute.pool, keys))
     return block.model_copy(update={"substitute": substitute})
 
 
