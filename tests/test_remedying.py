@@ -567,10 +567,9 @@ def test_a_near_twin_of_another_task_takes_nobodys_place(with_tasks, workers, ca
     assert any(note.startswith(told) for note in report.remedy.notes)
     for text in (to_markdown(document), to_html(document)):
         assert "it scores 0 on spam-task" in text
-    # Nothing else in the pool, or another limit.
+    # Nothing else in the pool.
     report, document = checked(with_tasks([twin], cache=cache))
     assert report.verdict.exit_code == 3
-    assert "2 left out for their scores" not in document["remedy_reason"]
     assert "and 1 left out for its score; " in document["remedy_reason"]
     assert told in document["remedy_reason"]
 
@@ -590,6 +589,17 @@ def test_where_nothing_is_scored_the_recipe_says_who_may_stand_where(with_tasks,
     assert report.recipe.names == ("films", "able")
     report, _ = checked(with_tasks({"spam": [twin], "films": [able]}))
     assert report.verdict.exit_code == 3
+
+
+def test_a_candidate_is_scored_where_it_could_stand_in_the_sweep_and_kept(
+    with_tasks, workers, own_cache, monkeypatch
+):
+    monkeypatch.setattr("mergekit_collapse.evaluation.expert_scores.each_model", None)
+    checked(with_tasks({"spam": [str(workers["able"])]}, cache=True, rehearse="always"))
+    kept = [json.loads(path.read_text("utf-8"))["value"] for path in own_cache.rglob("*.json")]
+    scored = {(Path(one["model"]).name, one["what"]) for one in kept if "score" in one}
+    own = {("films", "task films-task"), ("spam", "task spam-task")}
+    assert scored == own | {("able", "task spam-task")}
 
 
 def test_a_pool_for_an_expert_is_run_as_it_was_fixed_elsewhere(with_tasks, workers, tmp_path):
