@@ -152,6 +152,9 @@ def test_a_key_gets_another_name_where_it_stands(pool, lines):
     for comment in ("# who may stand where", "# of mine", "# the first"):
         assert comment in text
     assert ('"./last"' in text) == ("./last" in pool)
+    # In braces, two keys that go and one that is renamed make the whole anew.
+    wanted = {"x": 1, "y": 9, "z": 8}
+    assert yaml.safe_load(spliced("{a: 1, b: 2, c: 3}", wanted)) == wanted
 
 
 INHERITED = """\

@@ -59,14 +59,14 @@ class _Splicer:
     def _mapping(self, node: Any, old: dict[Any, Any], new: dict[Any, Any]) -> Iterator[Splice]:
         keys = {k.value: (k, value) for k, value in node.value if isinstance(k, yaml.ScalarNode)}
         renamed = {name: key for name, key in _renamed(old, new).items() if name in keys}
-        for name, key in renamed.items():
-            yield self._instead(keys[name][0], like(keys[name][0], key))
-            if not equal(old[name], new[key]):
-                yield from self._changed_value(*keys[name], old[name], new[key])
         removed = [name for name in old if name not in new and name not in renamed]
         if node.flow_style and len(removed) > 1:
             yield self._instead(node, flow(new))
             return
+        for name, key in renamed.items():
+            yield self._instead(keys[name][0], like(keys[name][0], key))
+            if not equal(old[name], new[key]):
+                yield from self._changed_value(*keys[name], old[name], new[key])
         for name in removed:
             if name not in keys:
                 raise CannotSpliceError(f"{name} comes from a merge key")
