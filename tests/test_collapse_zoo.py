@@ -9,7 +9,7 @@ import torch
 from collapse_benchmark import ROOT
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mergekit_collapse.geometry.geometry import measure
 from mergekit_collapse.geometry.measured import measured_distortion
@@ -140,9 +140,14 @@ def reader(folder):
 def states(folder, reader):
     """What the experts answer, kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expert_states, "asked_of", lambda _: [*NAMES, "builtin"])
-        found = list(expert_states.read_states(folder, reader, ["base", *NAMES]))
-    assert len(found) == 4 * (len(NAMES) + 1)
+        patch.setattr(expert_states, "asked_of", lambda *_, **__: [*NAMES, "builtin"])
+        every = [expert_states.read_states(folder, reader, name) for name in ("base", *NAMES)]
+        assert [len(found) for found in every] == [4] * (len(NAMES) + 1)
+        # What is there is not read again.
+        assert expert_states.read_states(folder, reader, "base") == []
+        patch.setattr(expert_states, "asked_of", lambda *_, **__: NAMES)
+        for name in NAMES:
+            expert_states.read_wide(folder, reader, name)
     return expert_states.ExpertStates(folder)
 
 
@@ -189,7 +194,8 @@ def space(states, members, tasks_read, extra=()):
 
 def test_signals_are_those_of_the_gate(states):
     members = ("sentiment", "spam", "era")
-    group, each = geometry_signals.signals(members, states)
+    readings = geometry_signals.readings_of(members)
+    group, each = geometry_signals.signals(members, states, readings)
     found = measure(
         space(states, members, [*members, "builtin"]),
         3,
@@ -208,6 +214,72 @@ def test_signals_are_those_of_the_gate(states):
     # The gate draws pairs at chance; here are all of them.
     scores = found.difficulty("unrelated").mds
     assert [m["gate.mds_unrelated"] for m in each] == pytest.approx(list(scores), rel=0.05)
+
+
+def test_more_probes_and_tokens_are_read_as_the_gate_reads_them(folder, reader, states):
+    prompts = reader.prompts("spam")
+    wide = states.wide("sentiment", "spam")
+    assert np.array_equal(wide.many[:64], states("sentiment", "spam").mean[-1])
+    whole = reading.load(folder / "experts" / "sentiment")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    start = 0
+    for prompt in prompts[:32]:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = whole.model(ids).last_hidden_state[0].float().detach().numpy()
+        part = wide.tokens[start : start + len(expected)]
+        assert part == pytest.approx(expected, abs=0.05)
+        start += len(expected)
+    assert start == len(wide.tokens)
+    readings = geometry_signals.OF_SEEN_TASKS
+    assert [r.name for r in readings] == ["hidden128", "tokens"]
+    group, _ = geometry_signals.signals(("sentiment", "spam"), states, readings)
+    every = np.stack(
+        [
+            np.concatenate([states.wide(m, t).tokens.astype(np.float32) for t in NAMES[:2]])
+            for m in NAMES[:2]
+        ]
+    )
+    task = np.repeat([0, 1], [len(states.wide("spam", t).tokens) for t in NAMES[:2]])
+    space = SpaceStates("hidden", "tokens", (4,), (every,), np.arange(len(task)))
+    tasks = [(name, i) for i, name in enumerate(NAMES[:2])]
+    found = measure(space, 2, task, tasks, scale="variance", coefficients=np.full(2, 0.5), seed=0)
+    assert group["tokens.ball"] == pytest.approx(found.ball.radius_squared, rel=1e-5)
+    assert group["tokens.own"] == pytest.approx(found.own_task.predicted_worst, rel=1e-5)
+
+
+def test_task_vectors_are_predicted_with_the_base_for_the_rest(states):
+    members = ("sentiment", "spam")
+    reading = next(r for r in geometry_signals.READINGS if r.name == "arithmetic")
+    group, _ = geometry_signals.signals(members, states, [reading])
+    assert set(group) == {"arithmetic.predicted", "arithmetic.seconds"}
+    every = [
+        np.concatenate([states(m, t).mean[-1].astype(np.float64) for t in members])
+        for m in (*members, "base")
+    ]
+    scale = np.mean([e.var(axis=0).sum() for e in every[:2]])
+    mixed = 0.8 * every[0] + 0.8 * every[1] - 0.6 * every[2]
+    worst = max(np.square(e - mixed).sum(axis=1).mean() / scale for e in every[:2])
+    assert group["arithmetic.predicted"] == pytest.approx(worst)
+
+
+def test_the_shipped_probes_are_read_beside_the_others(folder, reader, states):
+    merge = merged_sets.Merge(("sentiment", "spam"), "linear")
+    found = list(outcomes.measure_merge(merge, folder, reader, states))
+    model, left_out = reader.model(merging.merged_tensors(merge, folder))
+    names = ("sentiment", "spam", "builtin")
+    prompts = [p for name in names for p in reader.prompts(name)[:32]]
+    states_of_all = reader.answered(model, left_out, prompts, every_layer=True).mean[-1]
+    read = dict(zip(names, np.split(states_of_all, 3), strict=True))
+    for record in found:
+        for name, asked in (("builtin", ["builtin"]), ("gate", names)):
+            theirs = {
+                m: np.concatenate([states(m, t).mean[-1][:32].astype(np.float64) for t in asked])
+                for m in merge.members
+            }
+            ours = np.concatenate([read[t] for t in asked])
+            scale = np.mean([t.var(axis=0).sum() for t in theirs.values()])
+            apart = np.square(theirs[record["expert"]] - ours).sum(axis=1).mean() / scale
+            assert record[f"{name}_pooled"] == pytest.approx(apart, rel=1e-4)
 
 
 def test_distortions_are_those_of_an_evaluation(folder, reader, states):

@@ -1,7 +1,8 @@
 """Build the zoo, merge it and measure: `python benchmarks/collapse FOLDER`.
 
 Every stage goes on where it stopped. Two workers of one thread each are faster on two cores than
-one worker of two. `table` writes what there is to FOLDER/results, or where `--results` says.
+one worker of two. `table` writes what there is to FOLDER/results, or where `--results` says;
+`remedies` chooses merges from these tables, and adds to them.
 """
 
 import argparse
@@ -10,8 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from other_scripts import OTHERS, run_others
 from result_tables import write_tables
-from stages import STAGES, prepare, work
+from stages import ON_MODELS, prepare, work
+
+STAGES = ("sources", *ON_MODELS, "rivals", "encoder", "table", "remedies")
 
 
 def main() -> None:
@@ -25,25 +29,34 @@ def main() -> None:
     arguments = parser.parse_args()
     until = time.time() + 60 * arguments.minutes
     folder = arguments.folder.resolve()
-    context = multiprocessing.get_context("spawn")
+    results = (arguments.results or folder / "results").resolve()
     for stage in STAGES:
-        if stage not in arguments.stages:
+        if stage not in arguments.stages or (time.time() > until and stage != "table"):
             continue
         if stage == "sources":
             prepare(folder)
         elif stage == "table":
-            write_tables(folder, arguments.results or folder / "results")
+            write_tables(folder, results)
+        elif stage in OTHERS:
+            run_others(stage, folder, results, until)
         else:
-            shared = [
-                context.Process(target=work, args=(folder, stage, i, arguments.workers, until))
-                for i in range(arguments.workers)
-            ]
-            for process in shared:
-                process.start()
-            for process in shared:
-                process.join()
-            if any(process.exitcode for process in shared):
-                sys.exit(f"stage {stage} failed; what it finished is kept")
+            _share_out(stage, folder, arguments.workers, until)
+    if "remedies" in arguments.stages:
+        write_tables(folder, results)
+
+
+def _share_out(stage: str, folder: Path, workers: int, until: float) -> None:
+    context = multiprocessing.get_context("spawn")
+    shared = [
+        context.Process(target=work, args=(folder, stage, i, workers, until))
+        for i in range(workers)
+    ]
+    for process in shared:
+        process.start()
+    for process in shared:
+        process.join()
+    if any(process.exitcode for process in shared):
+        sys.exit(f"stage {stage} failed; what it finished is kept")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 from evidence_costs import costs
 from evidence_encoder import encoder
 from evidence_figures import draw_losses, draw_nonlinearity, draw_signals
-from evidence_outcomes import experts, outcome_tables
+from evidence_outcomes import cut, experts, outcome_tables
 from evidence_remedies import remedies
 from evidence_rules import default_table, rule_tables
 from evidence_signals import signal_tables
+from evidence_summary import summary
 from evidence_tasks import task_table
 from evidence_theorem import linearity, theorem
-from evidence_words import COSTS, ENCODER, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
+from evidence_words import COSTS, ENCODER, MERGES, OPENING, REMEDIES, RULES, SIGNALS, TASKS, UNSEEN
 from merge_rows import RESULTS, MergeRow, merge_rows
 from signal_names import BEFORE, REHEARSED, RIVALS
 from signal_quality import quality
@@ -44,6 +45,9 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The lines of the document."""
     seen = [row for row in rows if not row.unseen]
     yield OPENING
+    yield from summary(rows)
+    yield ""
+    yield MERGES
     yield from outcome_tables(rows)
     yield SIGNALS
     yield from signal_tables(seen)
@@ -62,6 +66,7 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
         yield from remedies()
     yield ENCODER
     yield from encoder()
+    yield cut(rows)
     yield "## The experts\n"
     yield from experts()
 

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from evidence_words import CUT
 from merge_rows import MergeRow, read_table
+from merged_sets import merges
+from rows import HELD_OUT
 
 MAKES = {
     "natural": "adapters of different tasks, trained alike",
@@ -32,6 +35,11 @@ def outcome_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
         "size",
         {str(n): [r for r in rows if len(r.members) == n] for n in range(2, 9)},
     )
+
+
+def cut(rows: Sequence[MergeRow]) -> str:
+    """What the benchmark leaves out."""
+    return CUT.format(planned=len(merges()), made=len(rows), held_out=HELD_OUT)
 
 
 def experts() -> Iterator[str]:

@@ -1,10 +1,13 @@
 """What the default limits get right and wrong, and what others would."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
-from merge_rows import MergeRow
-from rules import Rule, defaults, fit, judge
+import numpy as np
+from merge_rows import MergeRow, column
+from rules import Rule, before, collapsed, fit, judge, over_any, rates, rejected
 
+from mergekit_collapse.recipe.schema import EvaluateBlock
 from mergekit_collapse.study.error_rates import ErrorRates
 from mergekit_collapse.study.share import Share
 
@@ -31,9 +34,15 @@ HEAD = (
 )
 
 
+FORMER = {"gate.ball": 0.3, "gate.mds_unrelated": 3.0}
+"""What the limits were before these merges were made."""
+AFTER = "after: each task by its loss over {loss:g} %, else by its distortion over {distortion:g}"
+
+
 def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The limits as they are, then fitted ones, on tasks that they were fitted without."""
     yield from default_table(rows)
+    yield from _by_radius(rows)
     yield "| rule | limits | collapses refused | good refused | the same, task left out | |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for names in CANDIDATES:
@@ -42,13 +51,47 @@ def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
 
 
 def default_table(rows: Sequence[MergeRow]) -> Iterator[str]:
-    """Of all merges, and apart by how tasks are scored: likelihood is sooner lost."""
+    """What the defaults do before and after a merge, and what single limits would."""
     yield from HEAD
-    yield line(_said(defaults()), judge(rows, defaults()))
+    limits = EvaluateBlock()
+    after = AFTER.format(loss=limits.max_merging_loss, distortion=limits.max_own_distortion)
+    for part, some in _parts(rows).items():
+        early = over_any(some, before(tasks=True))
+        late = rejected(some, limits)
+        yield line(f"{part}before: {_said(before(tasks=True))}", rates(some, early))
+        yield line(f"{part}{after}", rates(some, late))
+        yield line(f"{part}before or after", rates(some, early | late))
+    shipped = before(tasks=False)
+    yield line(f"shipped probes alone: {_said(shipped)}", judge(rows, shipped))
+    yield line(f"as it was: {_said(FORMER)}", judge(rows, FORMER))
+    yield from (line(_said({k: v}), judge(rows, {k: v})) for k, v in FORMER.items())
+    for name, limit in (("gate_pooled", limits.max_distortion), ("predictive_own", 0.25)):
+        known = [row for row in rows if not np.isnan(row.readings[f"measured.{name}"])]
+        if known and limit is not None:
+            rule = {f"measured.{name}": limit}
+            yield line(f"after: {_said(rule)}", judge(known, rule))
+    yield ""
+
+
+def _parts(rows: Sequence[MergeRow]) -> dict[str, list[MergeRow]]:
+    """All merges, and apart by how tasks are scored: likelihood is sooner lost."""
+    found = {"": list(rows)}
     for metric in ("accuracy", "likelihood"):
-        part = [row for row in rows if row.metric == metric]
-        if part:
-            yield line(f"the same, scored by {metric}", judge(part, defaults()))
+        found[f"scored by {metric}, "] = [row for row in rows if row.metric == metric]
+    return {name: part for name, part in found.items() if part}
+
+
+def _by_radius(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """How many collapsed at which r²."""
+    ball, bad = column(rows, "gate.ball"), collapsed(rows)
+    edges = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, np.inf)
+    yield "| r², own and shipped probes | merges | collapsed |"
+    yield "| --- | ---: | ---: |"
+    for low, high in itertools.pairwise(edges):
+        inside = (ball > low) & (ball <= high)
+        if inside.any():
+            name = f"{low:g} to {high:g}" if np.isfinite(high) else f"over {low:g}"
+            yield f"| {name} | {inside.sum()} | {bad[inside].mean():.0%} |"
     yield ""
 
 
@@ -72,7 +115,7 @@ def line(name: str, found: ErrorRates) -> str:
     return f"| {name} | {found.refused} of {found.rows} | {' | '.join(map(full, shares))} |"
 
 
-def _said(limits: dict[str, float]) -> str:
+def _said(limits: Mapping[str, float]) -> str:
     return " or ".join(f"{name} > {limit:g}" for name, limit in limits.items())
 
 

@@ -7,6 +7,7 @@ from signal_names import BEFORE, REHEARSED, RIVALS
 from signal_quality import Quality, quality
 
 from mergekit_collapse.study.estimate import Estimate
+from mergekit_collapse.study.left_out import LeftOutAuroc
 
 BLOCKS = {
     "Before the merge, from the experts' states": BEFORE,
@@ -15,8 +16,8 @@ BLOCKS = {
 }
 HEAD = (
     "| signal | merges | AUROC, beyond 20 % | beyond 30 % | pairs | groups | without a task "
-    "| Spearman | Pearson |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    "| without a set | Spearman | Pearson |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
 )
 # Of two experts they are infinite, or undefined: over all merges they would tell pairs from groups.
 OF_GROUPS = ("mds_group_max", "mds_group_minmax")
@@ -39,7 +40,7 @@ def _table(rows: Sequence[MergeRow], names: Mapping[str, str]) -> Iterator[str]:
         some = groups if name.endswith(OF_GROUPS) else rows
         one = quality(some, name, 20.0)
         if one is None:
-            yield f"| {label} | too few | | | | | | | |"
+            yield f"| {label} | too few | | | | | | | | |"
             continue
         cells = (
             str(one.rows),
@@ -47,11 +48,16 @@ def _table(rows: Sequence[MergeRow], names: Mapping[str, str]) -> Iterator[str]:
             _auroc(quality(some, name, 30.0)),
             _auroc(quality(pairs, name, 20.0)),
             _auroc(quality(groups, name, 20.0)),
-            f"{one.without_a_task.low:.2f} to {one.without_a_task.high:.2f}",
+            _range(one.without_a_task),
+            _range(one.without_a_set),
             shown(one.spearman),
             shown(one.pearson) if one.pearson else "infinite somewhere",
         )
         yield f"| {label} | {' | '.join(cells)} |"
+
+
+def _range(found: LeftOutAuroc) -> str:
+    return f"{found.low:.2f} to {found.high:.2f}"
 
 
 def _auroc(found: Quality | None) -> str:

@@ -1,7 +1,6 @@
 """What every expert answers on the probes of every task, kept in the zoo's folder."""
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ PROBES = 64
 """Of every task."""
 REHEARSED = 32
 """Of every task, that merged models are held against; distributions are kept of these alone."""
+MANY = 128
+"""Of every task, in the last layer alone, for sets of seen tasks."""
 BUILTIN = "builtin"
 
 
@@ -42,16 +43,34 @@ class TaskStates:
     answer: np.ndarray
 
 
+@dataclass(frozen=True)
+class WideStates:
+    """One model's last layer on one task's probes.
+
+    Attributes:
+        many: pooled over each of ``MANY`` prompts.
+        tokens: of every token of the first ``REHEARSED`` prompts.
+    """
+
+    many: np.ndarray
+    tokens: np.ndarray
+
+
 class ExpertStates:
     """Every expert's, and as ``base`` the base's, by task."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "states"
         self._kept: dict[tuple[str, str], TaskStates] = {}
+        self._wide: dict[tuple[str, str], WideStates] = {}
 
     def path(self, model: str, task: str) -> Path:
         """Of one model and one task."""
         return self.folder / model / f"{task}.npz"
+
+    def wide_path(self, model: str, task: str) -> Path:
+        """Of the last layer on more probes."""
+        return self.folder / model / f"{task}.wide.npz"
 
     def __call__(self, model: str, task: str) -> TaskStates:
         key = model, task
@@ -60,9 +79,18 @@ class ExpertStates:
                 self._kept[key] = TaskStates(**{name: found[name] for name in found.files})
         return self._kept[key]
 
+    def wide(self, model: str, task: str) -> WideStates:
+        """The last layer on more probes, and token by token."""
+        key = model, task
+        if key not in self._wide:
+            with np.load(self.wide_path(model, task)) as found:
+                self._wide[key] = WideStates(**{name: found[name] for name in found.files})
+        return self._wide[key]
+
     def forget(self) -> None:
         """Let all go."""
         self._kept.clear()
+        self._wide.clear()
 
     def write(self, model: str, task: str, found: Answered) -> None:
         """Keep one model's, in half precision.
@@ -70,44 +98,65 @@ class ExpertStates:
         Raises:
             ValueError: a state is too large for it, or is none.
         """
-        path = self.path(model, task)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for values in (found.mean, found.last, found.answer):
-            if not np.isfinite(values.astype(np.float16)).all():
-                raise ValueError(f"{model} on {task}: states are beyond half precision, or NaN")
-        rough = path.with_name(f".{path.name}")
-        with rough.open("wb") as file:
-            np.savez(
-                file,
-                mean=found.mean.astype(np.float16),
-                last=found.last.astype(np.float16),
-                answer=found.answer[:REHEARSED].astype(np.float16),
-            )
-        rough.rename(path)
+        answer = found.answer[:REHEARSED]
+        _write(self.path(model, task), mean=found.mean, last=found.last, answer=answer)
 
 
-def asked_of(model: str) -> list[str]:
-    """Tasks whose probes a model is run on: those of every member of every set that it is in."""
-    together = {m.members for m in merges() if model == "base" or model in m.members}
+def _write(path: Path, **arrays: np.ndarray) -> None:
+    half = {name: values.astype(np.float16) for name, values in arrays.items()}
+    if not all(np.isfinite(values).all() for values in half.values()):
+        raise ValueError(f"{path}: states are beyond half precision, or NaN")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rough = path.with_name(f".{path.name}")
+    with rough.open("wb") as file:
+        np.savez(file, **half)  # type: ignore[arg-type]
+    rough.rename(path)
+
+
+def asked_of(model: str, *, seen: bool = False) -> list[str]:
+    """Tasks whose probes a model is run on: those of every member of every set that it is in.
+
+    Args:
+        seen: of the sets of seen tasks alone, and without the shipped probes.
+    """
+    together = {
+        m.members
+        for m in merges()
+        if (model == "base" or model in m.members) and not (seen and m.unseen)
+    }
     asked = {prompts_of(name) for members in together for name in members}
-    return [task for task in probe_sets() if task in asked] + [BUILTIN]
+    return [task for task in probe_sets() if task in asked] + [BUILTIN] * (not seen)
 
 
-def read_states(
-    folder: Path, reader: Reader, models: Sequence[str]
-) -> Iterator[dict[str, str | float]]:
-    """Run models on the probes that they were not run on yet; says what each took."""
-    kept = ExpertStates(folder)
-    for name in models:
-        tasks = [t for t in asked_of(name) if not kept.path(name, t).exists()]
-        place = folder / ("base" if name == "base" else f"experts/{name}")
-        if not tasks or not place.exists():
-            continue
+def read_states(folder: Path, reader: Reader, name: str) -> list[dict[str, str | float]]:
+    """Run a model on the probes that it was not run on yet; says what each task took."""
+    kept, took = ExpertStates(folder), list[dict[str, str | float]]()
+    tasks = [t for t in asked_of(name) if not kept.path(name, t).exists()]
+    place = folder / ("base" if name == "base" else f"experts/{name}")
+    if tasks and place.exists():
         wanted = changed(place, folder / "base") if name != "base" else frozenset()
         model, left_out = reader.model(tensors_of(place, wanted))
         for task in tasks:
             start = time.perf_counter()
-            prompts = reader.prompts(task)
-            found = reader.answered(model, left_out, prompts, every_layer=True)
+            found = reader.answered(model, left_out, reader.prompts(task), every_layer=True)
             kept.write(name, task, found)
-            yield {"model": name, "task": task, "seconds": time.perf_counter() - start}
+            took.append({"model": name, "task": task, "seconds": time.perf_counter() - start})
+    return took
+
+
+def read_wide(folder: Path, reader: Reader, name: str) -> None:
+    """Run an expert on more probes of the seen tasks, where it was not run yet.
+
+    Args:
+        reader: of ``MANY`` probes.
+    """
+    kept = ExpertStates(folder)
+    tasks = [t for t in asked_of(name, seen=True) if not kept.wide_path(name, t).exists()]
+    place = folder / "experts" / name
+    if tasks and place.exists():
+        model, left_out = reader.model(tensors_of(place, changed(place, folder / "base")))
+        for task in tasks:
+            prompts = reader.prompts(task)
+            many = reader.answered(model, left_out, prompts, every_layer=False).mean[-1]
+            tokens = reader.tokens(model, prompts[:REHEARSED])
+            _write(kept.wide_path(name, task), many=many, tokens=tokens)

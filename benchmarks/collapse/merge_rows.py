@@ -14,6 +14,9 @@ MEASURED = (
     *("every_layer_pooled", "every_layer_own", "predictive_pooled", "predictive_own"),
 )
 """Distortions of the merged model itself: what a rehearsal sees."""
+NOT_ALWAYS = ("builtin_pooled", "gate_pooled")
+"""Measured since the first few hundred merges were made."""
+OF_EQUAL_WEIGHTS = ("linear", "ties", "slerp", "karcher", "weighted_karcher")
 
 MOST_LOSS = 0.3
 COMMON_STEPS = 80
@@ -140,15 +143,19 @@ def _row(
     worst = {key: float(np.max([m.readings[key] for m in each])) for key in names_of}
     unseen = any(experts[r["expert"]]["unseen"] == "1" for r in rows)
     makes = _makes([experts[r["expert"]] for r in rows])
-    count = {"experts": float(len(rows))}
+    # By the weights of the recipe itself, for ties and dare_ties as if they kept all.
+    own_weights = "hidden.predicted" if method in OF_EQUAL_WEIGHTS else "arithmetic.predicted"
+    recipe = {"experts": float(len(rows)), "recipe.predicted": group.get(own_weights, np.nan)}
     return MergeRow(
-        tuple(names.split("+")), method, makes, unseen, each, {**group, **worst, **count}
+        tuple(names.split("+")), method, makes, unseen, each, {**group, **worst, **recipe}
     )
 
 
 def _of_member(row: Mapping[str, str], expert: Mapping[str, str]) -> Iterator[tuple[str, float]]:
     for name in MEASURED:
         yield f"measured.{name}", float(row[name])
+    for name in NOT_ALWAYS:
+        yield f"measured.{name}", float(row.get(name) or "nan")
     yield "measured.variance_lost", 1 - float(row["variance_ratio"])
     yield "measured.rank_lost", 1 - float(row["rank_ratio"])
     # A share of its own score: as it is, a likelihood would be low for its unit alone.

@@ -64,6 +64,7 @@ def measure_merge(
             **distortion,
             "few": first_token_score(reader, member, merged.answer[place : place + REHEARSED]),
         }
+    states.forget()
 
 
 def first_token_score(reader: Reader, expert: str, answer: np.ndarray) -> float:
@@ -191,7 +192,7 @@ def _mixture(
     return mixed, np.mean([_spread(e) for e in experts], axis=0), experts
 
 
-def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:
+def measure_own(folder: Path, reader: Reader, expert: str) -> Iterator[dict[str, Any]]:
     """What an expert, and what the base scores on the expert's task."""
     place, task = folder / "experts" / expert, EXPERTS[expert].task
     tensors = tensors_of(place, changed(place, folder / "base"))
@@ -199,7 +200,7 @@ def measure_own(folder: Path, reader: Reader, expert: str) -> dict[str, Any]:
     norm = sum(float((t.double() - base[n].double()).square().sum()) for n, t in tensors.items())
     own = reader.score(reader.model(tensors)[0], task)
     few = ExpertStates(folder)(expert, prompts_of(expert)).answer
-    return {
+    yield {
         "expert": expert,
         "own": own,
         "few": first_token_score(reader, expert, few),

@@ -172,11 +172,25 @@ class Reader:
             _put(answer, batch, (found.answers / 2).exp().numpy())
         return Answered(tuple(layer + left_out for layer in layers), mean, final, answer)
 
+    def tokens(self, model: Any, prompts: Sequence[str]) -> np.ndarray:
+        """The last layer's state of every token of some prompts, in their order."""
+        probes = [self._encode(Probe(0, prompt, None)) for prompt in prompts]
+        last = model.config.num_hidden_layers
+        found: dict[int, np.ndarray] = {}
+        batches = make_batches(probes, answers=False, decoder_start=None, max_tokens=BATCH_TOKENS)
+        for batch in batches:
+            hidden = forward(model, batch, (last,), last, answers=False).hidden[0]
+            rows = pool(hidden.float(), batch.pooled, "tokens")  # type: ignore[arg-type]
+            ends = np.cumsum(batch.pooled.sum(dim=1).numpy())[:-1]
+            found |= dict(zip(batch.probes, np.split(rows.numpy(), ends), strict=True))
+            found |= {probe: found[equal] for probe, equal in batch.repeats}
+        return np.concatenate([found[probe] for probe in range(len(probes))])
+
     def first_tokens(self, task: str, count: int) -> tuple[list[int], list[int] | None]:
         """Of the first probes' right answers, and of the choices; None where there are none.
 
         Raises:
-            ValueError: two choices begin alike.
+            ValueError: two choices begin alike, or an answer begins as none of them does.
         """
         rows = read(self.folder / "tasks", task, "probes")[:count]
         right = [self._encode.with_each(r.prompt, [r.answer])[0].target[0] for r in rows]
@@ -186,6 +200,8 @@ class Reader:
         firsts = [probe.target[0] for probe in self._encode.with_each(rows[0].prompt, offered)]
         if len(set(firsts)) < len(firsts):
             raise ValueError(f"task {task}: two choices begin with the same token")
+        if set(right) - set(firsts):
+            raise ValueError(f"task {task}: after some prompts a choice begins with another token")
         return right, firsts
 
     def prompts(self, task: str) -> list[str]:

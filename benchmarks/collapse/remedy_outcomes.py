@@ -1,13 +1,14 @@
 """What each action of `on_violation` makes of merges that collapse, measured.
 
-    python benchmarks/collapse/remedy_outcomes.py FOLDER [--minutes N]
+    python benchmarks/collapse/remedy_outcomes.py FOLDER [--results TABLES] [--minutes N]
 
 The recipes are merges of the zoo whose worst task lost more than 20 %. Each is given to the gate
-with each action in turn (`mergekit_collapse.check`, on 32 probes of every member's task), and what
-the gate would merge in its place is merged and measured as all merges of the zoo are.
+with each action in turn (`mergekit_collapse.check`, on 32 probes of every member's task and the
+shipped ones), and what it would merge in its place is merged and measured as all merges are.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from merge_rows import MergeRow, merge_rows
+from merge_rows import RESULTS, MergeRow, merge_rows
 from merged_sets import Merge, model_path
 from merging import merged_by
 from outcomes import append, records
@@ -29,7 +30,7 @@ from mergekit_collapse.errors import CompatError
 
 ACTIONS = ("reweight", "protect", "drop", "substitute", "karcher", "split")
 METHODS = ("linear", "ties", "task_arithmetic")
-RECIPES = 24
+RECIPES = 16
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
@@ -46,17 +47,9 @@ def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
 
 def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
     """The `compat:` block; `protect` is `reweight` with its other goal."""
-    tasks = [
-        {
-            "name": member,
-            "model": model_path(folder, member),
-            "data": str(folder / "tasks" / EXPERTS[member].task / "probes.jsonl"),
-            "text": "{prompt}",
-        }
-        for member in members
-    ]
+    tasks = [_task(member, folder, scored=action == "substitute") for member in members]
     found: dict[str, Any] = {
-        "probes": {"builtin": False, "samples": 32, "tasks": tasks},
+        "probes": {"samples": 32, "tasks": tasks},
         "rehearse": "never",
         "on_violation": "reweight" if action == "protect" else action,
     }
@@ -66,18 +59,30 @@ def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
         found["budget"] = {"rule": "weights", "mds": None}
         found["reweight"] = {"goal": goal, "floor": 0.0}
     if action == "substitute":
-        pool = {
-            model_path(folder, member): [model_path(folder, n) for n in others(member, members)]
-            for member in members
-        }
-        found["substitute"] = {"pool": pool}
+        found["substitute"] = {"pool": [model_path(folder, name) for name in others(members)]}
     return found
 
 
-def others(member: str, members: Sequence[str]) -> list[str]:
-    """Every other expert of a member's own task, which could take its place."""
+def _task(member: str, folder: Path, *, scored: bool) -> dict[str, Any]:
+    """A member's task. Only who stands in for another must show that it does the task."""
     task = EXPERTS[member].task
-    return [n for n, e in EXPERTS.items() if e.task == task and n not in members]
+    found = {
+        "name": member,
+        "model": model_path(folder, member),
+        "data": str(folder / "tasks" / task / "probes.jsonl"),
+        "text": "{prompt}",
+    }
+    if scored:
+        found["target"] = "{answer}"
+        offered = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))[task]["choices"]
+        found |= {"choices": offered} if offered else {}
+    return found
+
+
+def others(members: Sequence[str]) -> list[str]:
+    """Every other expert of the members' own tasks, which could take their places."""
+    wanted = {EXPERTS[member].task for member in members}
+    return [n for n, e in EXPERTS.items() if e.task in wanted and n not in members]
 
 
 def documents(row: MergeRow, action: str, folder: Path) -> tuple[list[dict[str, Any]], str]:
@@ -114,6 +119,7 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="tables to choose from")
     parser.add_argument("--minutes", type=float, default=1e9)
     arguments = parser.parse_args()
     until = time.time() + 60 * arguments.minutes
@@ -122,7 +128,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     reader = Reader(folder, shared=FIRST_LAYER, probes=1)
     done = {(r["merge"], r["action"]) for r in records(folder, "remedy")}
-    for row in collapsed(merge_rows()):
+    for row in collapsed(merge_rows(arguments.results)):
         merge = Merge(row.members, row.method)
         for action in ACTIONS:
             if (merge.key, action) in done or time.time() > until:

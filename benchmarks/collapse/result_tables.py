@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from code_version import made_with
 from expert_states import ExpertStates
-from geometry_signals import signals
+from geometry_signals import readings_of, signals
 from merged_sets import Merge, merges
 from outcomes import append, displacement, merge_records, records
 from zoo import EXPERTS, FIRST_LAYER
@@ -21,6 +22,7 @@ DIGITS = 5
 
 def write_tables(folder: Path, out: Path) -> None:
     """Write what the zoo's folder holds by now."""
+    _write(out / "made_with.csv", made_with())
     own = {r["expert"]: r for r in records(folder, "own")}
     made = merge_records(folder)
     _write(out / "experts.csv", _experts(folder, own))
@@ -173,17 +175,30 @@ def _nonlinearity(folder: Path, made: Iterable[Mapping[str, Any]]) -> Iterable[d
 
 
 def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Of every set once; what was computed before is kept."""
-    known = {r["members"]: r for r in records(folder, "signals")}
+    """Of every set once; readings that were computed before are kept."""
+    known: dict[str, dict[str, Any]] = {}
+    for record in records(folder, "signals"):
+        _add(known, record)
     states = ExpertStates(folder)
     for members in dict.fromkeys(sets):
         name = "+".join(members)
-        if name not in known:
-            group, each = signals(members, states)
-            known[name] = {"members": name, "group": group, "each": each}
-            append(folder / "records" / "signals-0.jsonl", [known[name]])
+        there = known.get(name, {"group": {}})["group"]
+        lacking = [r for r in readings_of(members) if f"{r.name}.seconds" not in there]
+        if lacking:
+            group, each = signals(members, states, lacking)
+            record = {"members": name, "group": group, "each": each}
+            append(folder / "records" / "signals-0.jsonl", [record])
+            _add(known, record)
             states.forget()
     return [known["+".join(members)] for members in dict.fromkeys(sets)]
+
+
+def _add(known: dict[str, dict[str, Any]], record: dict[str, Any]) -> None:
+    there = known.setdefault(record["members"], record)
+    if there is not record:
+        there["group"] |= record["group"]
+        for member, values in zip(there["each"], record["each"], strict=True):
+            member.update(values)
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -1,12 +1,12 @@
 """Rules that could decide by default: fitted on the seen tasks, judged on tasks left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from merge_rows import MergeRow, column
+from merge_rows import MemberRow, MergeRow, column
 
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.schema import CompatBlock, EvaluateBlock
 from mergekit_collapse.study.either_limit import fit_either
 from mergekit_collapse.study.error_rates import ErrorRates, error_rates, over
 from mergekit_collapse.study.fitted_limit import fit_limit
@@ -48,14 +48,48 @@ def fit(rows: Sequence[MergeRow], *signals: str, cost: float = 1.0) -> Rule:
     return Rule(signals, two.limits, two.in_sample, two.left_out)
 
 
-def judge(rows: Sequence[MergeRow], limits: dict[str, float]) -> ErrorRates:
+def judge(rows: Sequence[MergeRow], limits: Mapping[str, float]) -> ErrorRates:
     """What given limits get right and wrong; a signal that a merge does not have refuses it."""
-    refused = np.any([over(column(rows, name), limit) for name, limit in limits.items()], axis=0)
+    return rates(rows, over_any(rows, limits))
+
+
+def over_any(rows: Sequence[MergeRow], limits: Mapping[str, float]) -> np.ndarray:
+    """Which merges are over one of the limits."""
+    found = [over(column(rows, name), limit) for name, limit in limits.items()]
+    return np.any([np.zeros(len(rows), dtype=bool), *found], axis=0)
+
+
+def rates(rows: Sequence[MergeRow], refused: np.ndarray) -> ErrorRates:
+    """What refusing some of the merges gets right and wrong."""
     return error_rates(refused, collapsed(rows), [row.members for row in rows])
 
 
-def defaults() -> dict[str, float]:
-    """The limits of an ordinary block before a merge."""
-    budget = BudgetBlock()
-    found = {"gate.ball": budget.distortion, "gate.mds_unrelated": budget.mds}
+def before(*, tasks: bool) -> dict[str, float]:
+    """The limits of an ordinary block before a merge, by the signals that they are about.
+
+    Args:
+        tasks: whether the block names the experts' tasks, or has the shipped probes alone.
+    """
+    own = {"tasks": [{"name": "a task", "data": "rows.jsonl"}]} if tasks else {}
+    budget = CompatBlock.model_validate({"probes": own}).budget
+    reading = "gate" if tasks else "hidden_builtin"
+    found = {f"{reading}.ball": budget.distortion, f"{reading}.mds_unrelated": budget.mds}
     return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def rejected(rows: Sequence[MergeRow], limits: EvaluateBlock) -> np.ndarray:
+    """What the limits of an ordinary block make of the merged models, on 32 probes a task.
+
+    A task by its merging loss; where that is not known, by its distortion in predictive space.
+    """
+    assert limits.max_merging_loss is not None
+    assert limits.max_own_distortion is not None
+
+    def lost(member: MemberRow) -> bool:
+        loss = member.readings["measured.few_loss"]
+        if not np.isnan(loss):
+            return bool(over(np.array([loss]), limits.max_merging_loss or 0.0)[0])
+        distortion = member.readings["measured.predictive_own"]
+        return not distortion <= limits.max_own_distortion
+
+    return np.array([any(map(lost, row.each)) for row in rows])

@@ -9,7 +9,7 @@ from merge_rows import MergeRow, column
 from mergekit_collapse.study.auroc import auroc, aurocs
 from mergekit_collapse.study.clustered_correlation import pearson, spearman
 from mergekit_collapse.study.estimate import Estimate
-from mergekit_collapse.study.folds import Folds, member_out
+from mergekit_collapse.study.folds import Folds, member_out, one_out
 from mergekit_collapse.study.left_out import LeftOutAuroc, left_out_auroc
 from mergekit_collapse.study.tied_groups import tied_groups
 
@@ -24,6 +24,7 @@ class Quality:
     Attributes:
         auroc: of a loss of the worst task beyond ``beyond`` percent.
         without_a_task: AUROC as each task is left out, with all merges that it takes part in.
+        without_a_set: AUROC as each set of experts is left out, with its merges by all methods.
         pearson, spearman: with the worst loss, its sign changed, so that 1 is best; Pearson is
             None where the signal is infinite somewhere.
     """
@@ -34,6 +35,7 @@ class Quality:
     collapsed: int
     auroc: Estimate
     without_a_task: LeftOutAuroc
+    without_a_set: LeftOutAuroc
     pearson: Estimate | None
     spearman: Estimate
 
@@ -118,6 +120,7 @@ def quality_of(told: Told, name: str, beyond: float, *, resamples: int = 1000) -
         int(collapsed.sum()),
         wider(auroc(score, collapsed, sets, resamples=resamples), folds, score, collapsed),
         left_out_auroc(folds, score, collapsed),
+        left_out_auroc(one_out(sets), score, collapsed),
         pearson(score, -loss, sets, resamples=resamples) if np.isfinite(score).all() else None,
         spearman(score, -loss, sets, resamples=resamples),
     )

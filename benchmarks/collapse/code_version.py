@@ -1,0 +1,24 @@
+"""What the results were made with."""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("mergekit-collapse", "mergekit", "torch", "transformers", "peft", "numpy")
+
+
+def made_with() -> Iterator[dict[str, object]]:
+    """Versions of the code, and of what it computes with."""
+    yield {"what": "commit", "version": _commit()}
+    yield {"what": "python", "version": platform.python_version()}
+    yield from ({"what": name, "version": version(name)} for name in PACKAGES)
+
+
+def _commit() -> str:
+    """Of the checkout; empty where it is none. ``-dirty`` where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
+    found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip()

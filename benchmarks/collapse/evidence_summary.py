@@ -1,0 +1,78 @@
+"""The findings in a few lines, each computed from the tables."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from evidence_signals import shown
+from merge_rows import MergeRow, column
+from rules import before, over_any, rates, rejected
+from signal_quality import Quality, quality
+
+from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.study.error_rates import ErrorRates
+from mergekit_collapse.study.share import Share
+
+
+def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """What stands, with its numbers."""
+    seen = [row for row in rows if not row.unseen]
+    unseen = [row for row in rows if row.unseen]
+    limits, early = EvaluateBlock(), before(tasks=True)
+    yield (
+        f"- **Before a merge** the default, {_said(early)}, refuses "
+        f"{_both(rates(seen, over_any(seen, early)))}; on tasks that it was not chosen on, "
+        f"{_both(rates(unseen, over_any(unseen, early)))}."
+    )
+    yield (
+        "- **After it, or in a rehearsal**, 32 rows a task tell more: the default "
+        f"({_after(limits)}) refuses {_both(rates(seen, rejected(seen, limits)))}; on unseen "
+        f"tasks, {_both(rates(unseen, rejected(unseen, limits)))}. So a rehearsal is what to trust"
+        " where a merge matters, and a `target:` for its tasks is worth more than any limit."
+    )
+    ball, loss = _known(seen, "gate.ball"), _known(seen, "measured.few_loss")
+    conflict, count = _known(seen, "sign_change_ratio"), _known(seen, "experts")
+    norm, base = _known(seen, "largest_norm"), _known(seen, "base_score")
+    yield (
+        f"- AUROC for a collapse of seen tasks: r² {shown(ball.auroc)}, the loss on those rows"
+        f" {shown(loss.auroc)}; the length of the longest task vector alone {shown(norm.auroc)},"
+        f" the base's own score {shown(base.auroc)}, the mere number of experts"
+        f" {shown(count.auroc)}, sign conflict of the parameters {shown(conflict.auroc)}"
+        f" (on {conflict.rows} of {ball.rows} merges)."
+    )
+    measured, radius = column(rows, "measured.hidden_pooled"), column(rows, "hidden32.ball")
+    below = int((measured < radius * (1 - 1e-3)).sum())
+    yield (
+        f"- **The lower bound holds**: {below} of {len(rows)} merges have a worst distortion below"
+        f" r², and it is {np.median(measured / radius):.1f} times r² in the median."
+    )
+
+
+def _known(rows: Sequence[MergeRow], name: str) -> Quality:
+    found = quality(rows, name, 20.0)
+    if found is None:
+        raise ValueError(f"too few merges have {name!r}; make more of them")
+    return found
+
+
+def _said(limits: dict[str, float]) -> str:
+    names = {"gate.ball": "r²", "gate.mds_unrelated": "MDS"}
+    return " or ".join(f"{names[name]} over {limit:g}" for name, limit in limits.items())
+
+
+def _after(limits: EvaluateBlock) -> str:
+    return (
+        f"a task by its loss, over {limits.max_merging_loss:g} %; by its distortion in predictive"
+        f" space, over {limits.max_own_distortion:g}, where no loss is known"
+    )
+
+
+def _both(found: ErrorRates) -> str:
+    return f"{_share(found.recall)} of the collapses and {_share(found.false_refusal)} of the rest"
+
+
+def _share(share: Share) -> str:
+    if share.value is None:
+        return "none"
+    found = share.clustered
+    interval = f" ({found.low:.0%} to {found.high:.0%})" if found else ""
+    return f"{share.value:.0%}{interval}"
