@@ -15,7 +15,7 @@ from mergekit_collapse import __version__
 from mergekit_collapse.caches import open_caches
 from mergekit_collapse.early_stop import in_rounds, rounds_of
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.evaluation.expert_scores import ExpertScores
+from mergekit_collapse.evaluation.expert_scores import NOBODY, ExpertScores, StandIns
 from mergekit_collapse.evaluation.harness import require_tasks
 from mergekit_collapse.evaluation.scoring_set import scoring_set
 from mergekit_collapse.finished_merge import NOTHING_MERGED
@@ -69,6 +69,7 @@ def assess(
     profile: bool = False,
     scores: bool = False,
     token_digest: str | None = None,
+    stand_ins: StandIns = NOBODY,
 ) -> Assessment:
     """Measure a recipe's experts and judge their geometry; nothing is merged or written.
 
@@ -80,6 +81,8 @@ def assess(
             layers are held against.
         scores: whether each expert's score on its own task is wanted.
         token_digest: of the probes, where they must be those of an earlier assessment.
+        stand_ins: experts that are to be scored on the tasks of others as well, and all on
+            their own.
 
     Raises:
         InvalidRecipeError: the recipe or its block is wrong.
@@ -136,7 +139,7 @@ def assess(
             added,
             StateRequest("predictive" in block.space, block.layers, block.pooling, profile),
             load,
-            beside=own if scores and number == 0 else None,
+            beside=own if (scores or stand_ins) and number == 0 else None,
             trial=trial,
             store=caches.states,
         )
@@ -144,7 +147,7 @@ def assess(
     with clock.stage("states"):
         full = block.cache.full
         trial = LayeredTrial(recipe.models, probes.first(1), load, caches.layered, full=full)
-        own = ExpertScores(scoring, recipe.experts, load, caches.own_scores)
+        own = ExpertScores(scoring, recipe.experts, load, caches.own_scores, stand_ins)
         states, stop = in_rounds(
             probes,
             collected,

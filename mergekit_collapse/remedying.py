@@ -15,7 +15,8 @@ from mergekit_collapse.repair.fewer import with_fewer
 from mergekit_collapse.repair.method import with_karcher
 from mergekit_collapse.repair.remeasured import Assess
 from mergekit_collapse.repair.split_recipes import SPLIT_FILE, shown, split_recipes
-from mergekit_collapse.repair.substitutes import pool_models, with_substitutes
+from mergekit_collapse.repair.substitute_pool import substitute_pool
+from mergekit_collapse.repair.substitutes import with_substitutes
 from mergekit_collapse.repair.weights import reweighted
 from mergekit_collapse.report.remedy import Action, Remedy
 from mergekit_collapse.report.report import Report
@@ -35,11 +36,11 @@ def require_possible(recipe: Recipe) -> None:
 
     Raises:
         InvalidRecipeError: the weights cannot all have ``reweight.floor``, or a model of
-            ``substitute.pool`` does not exist.
+            ``substitute.pool`` does not exist or stands under no expert of the recipe.
     """
     block, count = recipe.compat, len(recipe.experts)
     if block.on_violation == "substitute":
-        pool_models(recipe)
+        substitute_pool(recipe)
     if block.on_violation == "reweight" and not count * block.reweight.floor <= 1 + 1e-9:
         raise InvalidRecipeError(
             f"compat.reweight.floor is {block.reweight.floor:g}, and {count} experts with at "

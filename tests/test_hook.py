@@ -198,8 +198,11 @@ def test_the_block_is_frozen_and_copies_are_deep():
     assert config.model_copy(deep=True).compat == config.compat
 
 
-def test_mergekit_multi_carries_the_block_unchanged(tmp_path):
-    awkward = AWKWARD | {"substitute": {"pool": ["left", "left+adapter"]}}
+@pytest.mark.parametrize(
+    "pool", [["left", "left+adapter"], {"left": ["left", "left+adapter"], "a": "left"}]
+)
+def test_mergekit_multi_carries_the_block_unchanged(tmp_path, pool):
+    awkward = AWKWARD | {"substitute": {"pool": pool}}
     documents = [
         PLAIN | {"name": "left", "models": [{"model": "a"}, {"model": "b"}], "compat": awkward}
     ]

@@ -18,7 +18,7 @@ ROOMS = {
     """,
     "recipe": """
         default_limits schema validation compat_source text context groups recipe source_layers
-        coefficients places own_weights reweighted layer_weights members other_method
+        coefficients places pool_experts own_weights reweighted layer_weights members other_method
         document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
     """,
     "preflight": """
@@ -45,7 +45,7 @@ ROOMS = {
     "verdict judging stopping": "",
     "remedy": """
         weight_range protecting reweighting group_reading own_task_reading criterion dropping
-        replacing splitting candidate_sets set_search set_proof choosing candidate_scores
+        same_tasks replacing splitting candidate_sets set_search set_proof choosing candidate_scores
     """,
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation smoke
@@ -70,7 +70,8 @@ ROOMS = {
     "early_stop assessment evaluating staging staging_folder rehearsing": "",
     "repair": """
         change before_and_after changed_recipe moved_block group_limits remeasured weights fewer
-        method split_recipes replacement_limits substitutes changed_files
+        method split_recipes replacement_limits substitute_pool standing_in
+        substitutes changed_files
     """,
     "remedying": "",
     "saved_plan": """

@@ -17,8 +17,8 @@ def moved(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "here" / "own.yaml").touch()
 
-    def moved(compat, folder="there/deep"):
-        models = [{"model": m, "parameters": {"weight": 1.0}} for m in ("./a", "./b")]
+    def moved(compat, folder="there/deep", models=("./a", "./b")):
+        models = [{"model": m, "parameters": {"weight": 1.0}} for m in models]
         recipe = build_recipe(
             MergeConfiguration.model_validate({"merge_method": "linear", "models": models}),
             compat,
@@ -56,6 +56,18 @@ def test_models_of_the_pool_and_their_adapters_are_named_from_there(moved):
         *("../../here/pool/alt", "../../here/base+../../here/lora", "../../here/base+hub/lora"),
         *("hub/model", "/models/x", "a+b+c"),
     ]
+
+
+def test_the_experts_of_a_pool_are_named_as_the_recipe_names_them(moved, tmp_path):
+    pool = {"mine": "./pool/alt", "a": ["hub/model", "./pool/alt"], "gone": ["/models/x"]}
+    found = moved({**TASKS, "substitute": {"pool": pool}})["substitute"]["pool"]
+    alt = "../../here/pool/alt"
+    assert found == {"mine": [alt], "a": ["hub/model", alt], "gone": ["/models/x"]}
+    # From there, this would be no way to the expert.
+    lora = str(tmp_path / "here" / "lora")
+    beside = {"substitute": {"pool": {"././lora": "hub/model"}}}
+    found = moved(beside, models=("./a", lora))["substitute"]["pool"]
+    assert found == {lora: ["hub/model"]}
 
 
 def test_tasks_of_lm_eval_are_named_from_there_where_they_are_files(moved):

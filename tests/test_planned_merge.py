@@ -179,7 +179,7 @@ def test_weights_that_give_an_expert_up_stay_as_they_were_planned(write, tmp_pat
 
 def test_a_model_of_the_pool_is_merged_as_planned(write, tmp_path, models):
     shutil.copytree(models["base"], tmp_path / "pool" / "base")
-    pool = {"substitute": {"pool": ["pool/base"]}}
+    pool = {"substitute": {"pool": {"far": ["pool/base"]}}}
     path = write("one", "far", "two", compat=block(on_violation="substitute", **pool))
     report, plan = same_merge(path, tmp_path)
     assert report.verdict.decision == "modified"

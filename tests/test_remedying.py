@@ -11,6 +11,8 @@ from pathlib import Path
 import mergekit.merge
 import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
 from click.testing import CliRunner
 from mergekit.config import MergeConfiguration
@@ -449,7 +451,7 @@ def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, model
         "substitute",
         budget=budget,
         probes={**FAST["probes"], "tasks": tasks},
-        substitute={"pool": ["pool/apart", "./pool/three"]},
+        substitute={"pool": {"far": ["pool/apart", "./pool/three"]}},
     )
     path = write({"one": 1.0, "far": 2.0, "two": 1.0}, compat)
     report = gate.run(path, tmp_path / "out", QUIET)
@@ -470,7 +472,7 @@ def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, model
 
 def test_a_candidate_of_another_size_does_not_make_the_experts_look_near(write, models):
     pool = [str(models["loud"]), str(models["three"])]
-    compat = block("substitute", substitute={"pool": pool}, budget={"mds": None})
+    compat = block("substitute", substitute={"pool": {"far": pool}}, budget={"mds": None})
     report, _ = checked(write(even("one", "two", "far"), compat))
     assert report.recipe.names[:2] == ("one", "two")
     assert report.recipe.experts[2].model.path == str(models["three"])
@@ -481,7 +483,7 @@ def test_a_candidate_of_another_size_does_not_make_the_experts_look_near(write, 
 def test_a_pool_holds_adapters_beside_the_recipe(write, models, tmp_path):
     make_adapter(models["base"], tmp_path / "pool" / "lora", seed=1, size=0.01)
     (tmp_path / "base").symlink_to(models["base"])
-    compat = block("substitute", substitute={"pool": ["./base+./pool/lora"]})
+    compat = block("substitute", substitute={"pool": {"far": ["./base+./pool/lora"]}})
     report, _ = checked(write(even("one", "two", "far"), compat))
     assert report.verdict.decision == "modified"
     taken = report.recipe.experts[2]
@@ -495,10 +497,149 @@ def test_a_pool_holds_adapters_beside_the_recipe(write, models, tmp_path):
     ("pool", "told"), [("apart", "1 replacement was tried"), ("other", "cannot be measured")]
 )
 def test_a_pool_that_does_not_help_is_told(write, models, pool, told):
-    compat = block("substitute", substitute={"pool": [str(models[pool])]})
+    compat = block("substitute", substitute={"pool": {"far": [str(models[pool])]}})
     report, document = checked(write(even("one", "two", "far"), compat))
     assert report.verdict.exit_code == 3
     assert told in document["remedy_reason"]
+
+
+def answering(source, folder, word, tokenizer, prompts):
+    """The same states, and after each of the prompts that word; it answers the choices so."""
+    shutil.copytree(source, folder)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        found = [
+            model.model(**tokenizer(prompt, return_tensors="pt")).last_hidden_state[0, -1]
+            for prompt in prompts
+        ]
+    tensors = load_file(folder / "model.safetensors")
+    (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"][:1]
+    tensors["lm_head.weight"][token] = 10 * torch.stack(found).mean(dim=0)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(models, variant, tiny_tokenizer, tmp_path_factory):
+    """Two that do one task and are twins, and two that do the other and are far apart."""
+    folder, prompts = tmp_path_factory.mktemp("workers"), [f"Row {i} is" for i in range(9)]
+    made = {
+        "films": (models["one"], "the"),
+        "twin": (variant(models["one"], 0.001, 7), "the"),
+        "spam": (models["far"], "second"),
+        "able": (models["three"], "second"),
+    }
+    return {
+        name: answering(source, folder / name, word, tiny_tokenizer, prompts)
+        for name, (source, word) in made.items()
+    }
+
+
+@pytest.fixture
+def with_tasks(write, workers, models, tmp_path):
+    """A recipe of films and spam, each with its task; spam is over budget."""
+    models |= workers
+
+    def with_tasks(pool, **keys):
+        tasks = []
+        for name, word in (("films", "the"), ("spam", "second")):
+            rows = [{"text": f"Row {i} is", "word": word} for i in range(9)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            task = {"name": f"{name}-task", "data": f"{name}.jsonl", "model": f"models/{name}"}
+            target = {"target": " {word}", "choices": ["the", "second"]}
+            tasks.append({**task, **(target if keys.pop(name, True) else {})})
+        probes = {**FAST["probes"], "tasks": tasks}
+        compat = block("substitute", probes=probes, substitute={"pool": pool}, **keys)
+        return write(even("films", "spam"), compat)
+
+    return with_tasks
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_near_twin_of_another_task_takes_nobodys_place(with_tasks, workers, cache):
+    """The twin fits best by far, and the merge could no longer do what it replaces."""
+    twin, able = str(workers["twin"]), str(workers["able"])
+    path = with_tasks([twin, able], cache=cache)
+    report, document = checked(path)
+    assert report.verdict.decision == "modified"
+    assert report.recipe.names == ("films", "able")
+    told = "twin was not put in the place of spam: it scores 0 on spam-task, where spam scores 1"
+    assert any(note.startswith(told) for note in report.remedy.notes)
+    for text in (to_markdown(document), to_html(document)):
+        assert "it scores 0 on spam-task" in text
+    # Nothing else in the pool.
+    report, document = checked(with_tasks([twin], cache=cache))
+    assert report.verdict.exit_code == 3
+    assert "and 1 left out for its score; " in document["remedy_reason"]
+    assert told in document["remedy_reason"]
+
+
+def test_where_nothing_is_scored_the_recipe_says_who_may_stand_where(with_tasks, workers):
+    twin, able = str(workers["twin"]), str(workers["able"])
+    report, document = checked(with_tasks([twin, able], spam=False))
+    assert report.verdict.exit_code == 3
+    told = "nothing tells which candidates do the work of spam"
+    assert told in document["remedy_reason"]
+    # At its word, though the twin cannot do it.
+    for key in ("spam", "spam-task", "models/spam"):
+        report, _ = checked(with_tasks({key: [twin, able]}, spam=False))
+        assert report.recipe.names == ("films", "twin"), key
+    # But not against a score.
+    report, _ = checked(with_tasks({"spam": [twin, able]}))
+    assert report.recipe.names == ("films", "able")
+    report, _ = checked(with_tasks({"spam": [twin], "films": [able]}))
+    assert report.verdict.exit_code == 3
+
+
+def test_a_candidate_is_scored_where_it_could_stand_in_the_sweep_and_kept(
+    with_tasks, workers, own_cache, monkeypatch
+):
+    monkeypatch.setattr("mergekit_collapse.evaluation.expert_scores.each_model", None)
+    checked(with_tasks({"spam": [str(workers["able"])]}, cache=True, rehearse="always"))
+    kept = [json.loads(path.read_text("utf-8"))["value"] for path in own_cache.rglob("*.json")]
+    scored = {(Path(one["model"]).name, one["what"]) for one in kept if "score" in one}
+    own = {("films", "task films-task"), ("spam", "task spam-task")}
+    assert scored == own | {("able", "task spam-task")}
+
+
+def test_a_pool_for_an_expert_is_run_as_it_was_fixed_elsewhere(with_tasks, workers, tmp_path):
+    able = os.path.relpath(workers["able"], tmp_path)
+    fixed = tmp_path / "deep" / "fixed.yml"
+    fixed.parent.mkdir()
+    for key in ("spam-task", "./models/spam"):
+        checked(with_tasks({key: [able]}), fix=fixed)
+        again, _ = checked(fixed)
+        assert again.verdict.decision == "allow"
+        assert "# the films one" in fixed.read_text(encoding="utf-8")
+        pool = again.recipe.compat.substitute.pool
+        assert list(pool) == [key if key == "spam-task" else str(again.recipe.experts[1])]
+
+
+def test_without_a_score_or_a_word_of_the_recipe_nobody_is_replaced(write, models):
+    pool = [str(models["three"])]
+    compat = block("substitute", substitute={"pool": pool})
+    report, document = checked(write(even("one", "two", "far"), compat))
+    assert report.verdict.exit_code == 3
+    assert document["remedy_reason"] == (
+        "substitute: nothing tells which candidates do the work of one, two, far: they own no "
+        "task that is scored; add target: to one, or name the candidates under the expert in "
+        "substitute.pool"
+    )
+    compat = block("substitute", substitute={"pool": {"one": pool}})
+    report, document = checked(write(even("one", "two", "far"), compat))
+    assert report.verdict.exit_code == 3
+    assert "substitute.pool names no other model for two, far" in document["remedy_reason"]
+
+
+def test_a_pool_for_an_expert_that_is_not_there_is_told_before_anything_is_measured(
+    write, models, tmp_path
+):
+    pool = {"fra": [str(models["three"])]}
+    path = write(even("one", "far"), block("substitute", substitute={"pool": pool}))
+    with pytest.raises(InvalidRecipeError, match=r"pool: fra is no expert.*mean 'far'\?"):
+        merge(path, tmp_path / "out")
+    assert not (tmp_path / "out.compat").exists()
 
 
 def test_a_pool_that_does_not_exist_is_told_before_anything_is_measured(write, tmp_path):
@@ -621,7 +762,7 @@ def test_the_stock_command_merges_what_an_action_made_of_the_recipe(
         action,
         budget={} if action in ("drop", "substitute") else limits,
         reweight={"floor": 0.0},
-        substitute={"pool": [str(models["three"])]},
+        substitute={"pool": {str(tmp_path / "models" / "far"): [str(models["three"])]}},
         evaluate=OPEN,
         rehearse="never",
     )
@@ -657,6 +798,11 @@ def test_the_stock_command_merges_what_an_action_made_of_the_recipe(
         assert "base_model" not in document
     else:
         assert names == ["one", *(["model"] if action == "substitute" else []), "two"]
+    if action == "substitute":
+        # Who may take whose place is said of the model that stands there now.
+        three = str(models["three"])
+        assert document["compat"]["substitute"]["pool"] == {three: [three]}
+        gate.check(tmp_path / "out" / "mergekit_config.yml", QUIET)
     # Merged by MergeKit alone, that YAML gives the same weights.
     del document["compat"]
     config = MergeConfiguration.model_validate(document)

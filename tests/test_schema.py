@@ -56,6 +56,25 @@ def test_an_empty_block_is_the_default_block(empty):
         ({"space": "hidden", "budget": {"space": "predictive"}}, "does not measure"),
         ({"layer": "lst"}, "compat.layer: last, all, a layer's number"),
         ({"layer": [1, 1]}, "a layer stands twice"),
+        (
+            {"on_violation": "substitute", "substitute": {"pool": {}}},
+            "substitute needs substitute.pool, a list of models, or one for each expert",
+        ),
+        ({"on_violation": "substitute", "substitute": {"pool": {"a": []}}}, "substitute.pool"),
+        (
+            {"substitute": {"pool": 3}},
+            "compat.substitute.pool: a list of models, or of experts with a list for each, is "
+            "expected, got 3",
+        ),
+        ({"substitute": {"pool": ["a", None]}}, "is expected, got null in it"),
+        (
+            {"substitute": {"pool": {"spam": 3}}},
+            "compat.substitute.pool: under 'spam' a list of models is expected, got 3",
+        ),
+        ({"substitute": {"pool": {"spam": [""]}}}, "under 'spam' a list of models"),
+        ({"substitute": {"pool": {False: ["a"]}}}, "an expert's name is expected before the"),
+        ({"substitute": {"pool": {"spam": ["a\0"]}}}, "compat.substitute.pool: holds a NUL"),
+        ({"substitute": {"pool": {"spam\0": ["a"]}}}, "compat.substitute.pool: holds a NUL"),
         ({"on_violation": "abrot"}, "compat.on_violation: input should be 'abort', 'warn'"),
         ("strict", "compat: input should be a valid mapping"),
         ([1], "compat: input should be a valid mapping"),
@@ -240,3 +259,13 @@ def test_choices_are_kept_as_they_are_written():
     task = {"name": "a", "data": "a.txt", "target": "{label}", "choices": ["no", " yes"]}
     (read,) = parse_compat({"probes": {"tasks": [task]}}).probes.tasks
     assert read.choices == ("no", " yes")
+
+
+def test_a_pool_is_one_list_or_one_for_each_expert():
+    for pool, known, every in (
+        ("a", ("a",), ("a",)),
+        (["a", "b"], ("a", "b"), ("a", "b")),
+        ({"spam": "a", "era": ["b", "a"]}, {"spam": ("a",), "era": ("b", "a")}, ("a", "b", "a")),
+    ):
+        found = parse_compat({"substitute": {"pool": pool}}).substitute
+        assert (found.pool, found.candidates) == (known, every)

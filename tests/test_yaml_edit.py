@@ -124,6 +124,39 @@ def test_the_block_changes_with_the_recipe():
     assert yaml.safe_load(result.text)["compat"] == block
 
 
+POOL = """\
+compat:
+  substitute:
+    pool:  # who may stand where
+      ./spam:  # of mine
+        - ./a  # the first
+        - ./b
+      era: [./c, ./d]
+      "./last": ./e
+"""
+
+
+@pytest.mark.parametrize(
+    ("pool", "lines"),
+    [
+        ({"./new": ["./a", "./b"], "era": ["./c", "./d"], "./last": "./e"}, 2),
+        ({"./spam": ["./a", "./b"], "era": ["./c", "./d"], "./it's": "./e"}, 2),
+        ({"./new": ["../a", "./b"], "era": ["../c", "./d"], "./x": "./e"}, 8),
+        ({"./spam": ["./a", "./b"], "./x": ["./y", "./z", "./w"], "./last": "./e"}, 2),
+    ],
+)
+def test_a_key_gets_another_name_where_it_stands(pool, lines):
+    text = spliced(POOL, {"compat": {"substitute": {"pool": pool}}})
+    assert yaml.safe_load(text)["compat"]["substitute"]["pool"] == pool
+    assert len(changed_lines(POOL, text)) == lines
+    for comment in ("# who may stand where", "# of mine", "# the first"):
+        assert comment in text
+    assert ('"./last"' in text) == ("./last" in pool)
+    # In braces, two keys that go and one that is renamed make the whole anew.
+    wanted = {"x": 1, "y": 9, "z": 8}
+    assert yaml.safe_load(spliced("{a: 1, b: 2, c: 3}", wanted)) == wanted
+
+
 INHERITED = """\
 merge_method: linear
 models: # two

@@ -66,14 +66,18 @@ def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
         found["budget"] = {"rule": "weights", "mds": None}
         found["reweight"] = {"goal": goal, "floor": 0.0}
     if action == "substitute":
-        found["substitute"] = {"pool": [model_path(folder, name) for name in others(members)]}
+        pool = {
+            model_path(folder, member): [model_path(folder, n) for n in others(member, members)]
+            for member in members
+        }
+        found["substitute"] = {"pool": pool}
     return found
 
 
-def others(members: Sequence[str]) -> list[str]:
-    """Every other expert of the members' own tasks, which could take their places."""
-    wanted = {EXPERTS[member].task for member in members}
-    return [n for n, e in EXPERTS.items() if e.task in wanted and n not in members]
+def others(member: str, members: Sequence[str]) -> list[str]:
+    """Every other expert of a member's own task, which could take its place."""
+    task = EXPERTS[member].task
+    return [n for n, e in EXPERTS.items() if e.task == task and n not in members]
 
 
 def documents(row: MergeRow, action: str, folder: Path) -> tuple[list[dict[str, Any]], str]:

@@ -1,7 +1,8 @@
-"""Every expert's score on its own task, which merging loss divides by."""
+"""Every expert's score on its own task, which merging loss divides by and stand-ins must reach."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mergekit.common import ModelReference
@@ -16,6 +17,10 @@ from mergekit_collapse.states.streaming import Extra
 
 LOG = logging.getLogger(__name__)
 
+# Number of a model: the experts in whose place it could stand.
+StandIns = Mapping[int, Collection[int]]
+NOBODY: StandIns = MappingProxyType({})
+
 
 class ExpertScores:
     """Gathered while the experts are in memory one after another; known ones are not run.
@@ -23,9 +28,11 @@ class ExpertScores:
     Args:
         experts: in the order of the recipe.
         kept: the scores of earlier runs.
+        stand_ins: of ``experts``, those that are to be scored on the tasks of others.
 
     Attributes:
-        scores: by the task's index in the probe set.
+        scores: of each task's owner, by the task's index in the probe set.
+        of_stand_ins: of the others, by the model's number and the task's index.
     """
 
     def __init__(
@@ -34,37 +41,52 @@ class ExpertScores:
         experts: Sequence[ModelReference],
         options: LoadOptions,
         kept: OwnScores,
+        stand_ins: StandIns = NOBODY,
     ) -> None:
         self._scoring, self._experts = scoring, experts
         self._options, self._kept = options, kept
         self.scores: dict[int, float] = {}
+        self.of_stand_ins: dict[tuple[int, int], float] = {}
+        self._wanted = [(task.owner, task) for task in scoring.tasks]
+        for index, places in stand_ins.items():
+            self._wanted += [(index, task) for task in scoring.tasks if task.owner in places]
         self._keys = {
-            task.task: score_key(experts[task.owner], scoring, task.task, options, full=kept.full)
-            for task in scoring.tasks
+            (index, task.task): score_key(
+                experts[index], scoring, task.task, options, full=kept.full
+            )
+            for index, task in self._wanted
         }
-        for task, key in self._keys.items():
-            if (score := kept.get(key)) is not None:
-                self.scores[task] = score
+        for index, task in self._wanted:
+            if (score := kept.get(self._keys[index, task.task])) is not None:
+                self._put(index, task, score)
 
     @property
-    def lacking(self) -> tuple[ScoredTask, ...]:
-        """Tasks whose owner was not scored yet."""
-        return tuple(task for task in self._scoring.tasks if task.task not in self.scores)
+    def lacking(self) -> tuple[tuple[int, ScoredTask], ...]:
+        """Models with the tasks that they were not scored on yet."""
+        return tuple(
+            (index, task)
+            for index, task in self._wanted
+            if not (
+                task.task in self.scores
+                if index == task.owner
+                else (index, task.task) in self.of_stand_ins
+            )
+        )
 
     def due(self, index: int) -> Scorer | None:
-        """What the expert of that number is still to be run for, None if nothing."""
+        """What the model of that number is still to be run for, None if nothing."""
         tasks = [task.task for task in self._due(index)]
         if not tasks:
             return None
         return Scorer(self._scoring, tasks, model=f"model {self._experts[index]}")
 
     def settle(self, index: int, extra: Extra) -> None:
-        """Take the scores of an expert that was run for all that was due."""
+        """Take the scores of a model that was run for all that was due."""
         assert isinstance(extra, Scorer)
         self._take(index, extra.scores())
 
     def visit(self, index: int, model: Any) -> None:
-        """Score the expert of that number, which is whole in memory, if it is lacking."""
+        """Score the model of that number, which is whole in memory, if it is lacking."""
         due = self._due(index)
         if not due:
             return
@@ -77,18 +99,24 @@ class ExpertScores:
         )
 
     def _due(self, index: int) -> list[ScoredTask]:
-        return [task for task in self.lacking if task.owner == index]
+        return [task for model, task in self.lacking if model == index]
 
     def _take(self, index: int, found: Mapping[int, float]) -> None:
         for task in self._due(index):
-            self.scores[task.task] = found[task.task]
-            name = str(self._experts[index])
-            self._kept.put(self._keys[task.task], found[task.task], model=name, task=task.name)
+            self._put(index, task, score := found[task.task])
+            name, key = str(self._experts[index]), self._keys[index, task.task]
+            self._kept.put(key, score, model=name, task=task.name)
+
+    def _put(self, index: int, task: ScoredTask, score: float) -> None:
+        if index == task.owner:
+            self.scores[task.task] = score
+        else:
+            self.of_stand_ins[index, task.task] = score
 
     def complete(self) -> dict[int, float]:
-        """Load and score those that are lacking; an expert without a head stays without."""
-        owners = sorted({task.owner for task in self.lacking})
-        if owners:
-            references = [self._experts[owner] for owner in owners]
-            each_model(references, self._options, lambda i, model: self.visit(owners[i], model))
+        """Load and score those that are lacking; a model without a head stays without."""
+        models = sorted({index for index, _ in self.lacking})
+        if models:
+            references = [self._experts[index] for index in models]
+            each_model(references, self._options, lambda i, model: self.visit(models[i], model))
         return self.scores

@@ -1,8 +1,9 @@
 """Which models of a recipe are merged with one another."""
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mergekit.common import ModelPath, ModelReference
@@ -97,6 +98,24 @@ def _slice_groups(
 def identity(model: ModelReference) -> Hashable:
     """Equal for two spellings of one model: local folders are resolved."""
     return _place(model.model), None if model.lora is None else _place(model.lora)
+
+
+def place_among(
+    models: Sequence[ModelReference], wanted: ModelReference, folders: Iterable[Path | None]
+) -> int | None:
+    """Index of the first that is the wanted one, as it is written or from one of the folders."""
+    spellings = [wanted]
+    for parent in folders:
+        if parent is not None:
+            moved = wanted.model.model_copy(update={"path": str(parent / wanted.model.path)})
+            spellings.append(wanted.model_copy(update={"model": moved}))
+    keys = [identity(model) for model in models]
+    for spelling in spellings:
+        if spelling in models:
+            return models.index(spelling)
+        if (key := identity(spelling)) in keys:
+            return keys.index(key)
+    return None
 
 
 def _place(path: ModelPath) -> tuple[str, str]:

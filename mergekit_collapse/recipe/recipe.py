@@ -12,7 +12,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy
 
 from mergekit_collapse.errors import InvalidRecipeError
-from mergekit_collapse.recipe.groups import Group, all_groups, identity
+from mergekit_collapse.recipe.groups import Group, all_groups, place_among
 from mergekit_collapse.recipe.schema import CompatBlock, TaskBlock
 from mergekit_collapse.recipe.text import FIELD, lost_block, read_text, require_distinct_keys
 from mergekit_collapse.recipe.validation import parse_compat
@@ -168,7 +168,7 @@ def build_recipe(
         compat=block,
         groups=groups,
         experts=experts,
-        names=_short_names(experts),
+        names=short_names(experts),
         base=bases[0] if bases else None,
         owners=tuple(
             _owner(i, t, experts, folder, merges) for i, t in enumerate(block.probes.tasks)
@@ -212,7 +212,7 @@ def _experts(method: str, groups: tuple[Group, ...]) -> tuple[ModelReference, ..
     return tuple(found)
 
 
-def _short_names(models: tuple[ModelReference, ...]) -> tuple[str, ...]:
+def short_names(models: tuple[ModelReference, ...]) -> tuple[str, ...]:
     """The last part of each path, and as many parts more as tell the experts apart."""
     paths = [(m.lora or m.model).path.replace("\\", "/").rstrip("/").split("/") for m in models]
     for length in range(1, max((len(p) for p in paths), default=0) + 1):
@@ -238,18 +238,9 @@ def _owner(
         raise InvalidRecipeError(
             f"{where}: {task.model!r} is no model reference: {error}"
         ) from None
-    spellings = [wanted]
     # As MergeKit resolves it, then beside the recipe, then an earlier merge of mergekit-multi.
-    for parent in (folder, merges):
-        if parent is not None:
-            moved = wanted.model.model_copy(update={"path": str(parent / wanted.model.path)})
-            spellings.append(wanted.model_copy(update={"model": moved}))
-    keys = [identity(model) for model in experts]
-    for spelling in spellings:
-        if spelling in experts:
-            return experts.index(spelling)
-        if (key := identity(spelling)) in keys:
-            return keys.index(key)
+    if (found := place_among(experts, wanted, (folder, merges))) is not None:
+        return found
     raise InvalidRecipeError(
         f"{where}: {task.model} is not merged by this recipe; "
         f"its experts are {', '.join(str(m) for m in experts)}"

@@ -85,6 +85,31 @@ def _switch(value: Any) -> Any:
     return {"enabled": value} if isinstance(value, bool) else value
 
 
+def _pool(value: Any) -> Any:
+    """One message for a bad pool instead of one for each branch of the union."""
+    value = _listed(value)
+    if not isinstance(value, dict):
+        return _candidates(value, "a list of models, or of experts with a list for each,")
+    for expert in value:
+        if not isinstance(expert, str) or not expert.strip():
+            raise ValueError(f"an expert's name is expected before the colon, got {expert!r:.60}")
+        _without_nul(expert)
+    return {
+        expert: _candidates(_listed(models), f"under {expert!r:.60} a list of models")
+        for expert, models in value.items()
+    }
+
+
+def _candidates(value: Any, wanted: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{wanted} is expected, got {_shown(value)}")
+    for model in value:
+        if not isinstance(model, str) or not model:
+            raise ValueError(f"{wanted} is expected, got {_shown(model)} in it")
+        _without_nul(model)
+    return tuple(value)
+
+
 def _no_yaml_word(value: Any) -> Any:
     """YAML reads ``[yes, no]`` as ``[true, false]``."""
     if isinstance(value, bool | int | float):
@@ -252,9 +277,17 @@ class DropBlock(_Block):
 
 
 class SubstituteBlock(_Block):
-    """The models that may take the place of an expert over budget."""
+    """The models that may take the place of an expert over budget, of any or of the one named."""
 
-    pool: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = ()
+    # Checked by _pool alone, since each branch of the union would add a message of its own.
+    pool: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]], BeforeValidator(_pool)] = ()
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """All of them, as often as they are named."""
+        if isinstance(self.pool, dict):
+            return tuple(model for models in self.pool.values() for model in models)
+        return self.pool
 
 
 class CacheBlock(_Block):
@@ -348,8 +381,11 @@ class CompatBlock(_Block):
 
     @model_validator(mode="after")
     def _action_is_possible(self) -> "CompatBlock":
-        if self.on_violation == "substitute" and not self.substitute.pool:
-            raise ValueError("on_violation: substitute needs substitute.pool, a list of models")
+        if self.on_violation == "substitute" and not self.substitute.candidates:
+            raise ValueError(
+                "on_violation: substitute needs substitute.pool, a list of models, "
+                "or one for each expert"
+            )
         if self.on_violation != "reweight":
             return self
         if self.reweight.goal == "protect" and self.budget.distortion is None:

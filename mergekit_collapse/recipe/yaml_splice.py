@@ -58,16 +58,23 @@ class _Splicer:
 
     def _mapping(self, node: Any, old: dict[Any, Any], new: dict[Any, Any]) -> Iterator[Splice]:
         keys = {k.value: (k, value) for k, value in node.value if isinstance(k, yaml.ScalarNode)}
-        removed = [name for name in old if name not in new]
+        renamed = {name: key for name, key in _renamed(old, new).items() if name in keys}
+        removed = [name for name in old if name not in new and name not in renamed]
         if node.flow_style and len(removed) > 1:
             yield self._instead(node, flow(new))
             return
+        for name, key in renamed.items():
+            yield self._instead(keys[name][0], like(keys[name][0], key))
+            if not equal(old[name], new[key]):
+                yield from self._changed_value(*keys[name], old[name], new[key])
         for name in removed:
             if name not in keys:
                 raise CannotSpliceError(f"{name} comes from a merge key")
             yield self._removed_key(node, name)
         added = {}
         for name, value in new.items():
+            if name in renamed.values():
+                continue
             if name not in keys:
                 # A key of its own wins over one that << brings.
                 if name not in old or not equal(old[name], value):
@@ -168,6 +175,21 @@ def _item(value: Any, column: int) -> list[str]:
         return [" " * column + "- " + flow(value)]
     first, *rest = block(value, column + 2)
     return [" " * column + "- " + first.lstrip(), *rest]
+
+
+def _renamed(old: dict[Any, Any], new: dict[Any, Any]) -> dict[Any, Any]:
+    """Keys that have another name in the same place of a mapping, for the same or a like list."""
+    if len(old) != len(new):
+        return {}
+    return {
+        was: now
+        for was, now in zip(old, new, strict=True)
+        if was not in new
+        and now not in old
+        and (
+            equal(old[was], new[now]) or (isinstance(old[was], list) and isinstance(new[now], list))
+        )
+    }
 
 
 def _kind(value: Any) -> object:

@@ -2,9 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mergekit_collapse.remedy.criterion import Criterion
 from mergekit_collapse.remedy.group_reading import Group
+
+# By slot and candidate: why that one must not stand there.
+Unfit = Mapping[tuple[int, int], str]
+NOBODY: Unfit = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -16,12 +21,14 @@ class Trial:
         candidate: index on the model axis.
         value: the reading of the whole group with it; None where it was not measured.
         reason: why that is None.
+        unfit: the reason is that it does not do the work of the expert.
     """
 
     slot: int
     candidate: int
     value: float | None
     reason: str | None
+    unfit: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ def replace_experts(
     *,
     keep: Collection[int] = (),
     candidates: Mapping[int, Sequence[int]] | None = None,
+    unfit: Unfit = NOBODY,
 ) -> Replacing:
     """Replace the worst expert by the candidate that fits best, until the group is inside.
 
@@ -71,13 +79,14 @@ def replace_experts(
     nearest to its limits. It gives way to the candidate that leaves the smallest reading, if
     that is an improvement; if none is, the next worst is tried. Every slot is changed at most
     once. A candidate at distance 0 from a member that stays would be that model twice, and is
-    left out with a reason.
+    left out with a reason, as is one that does not do the work of the expert.
 
     Args:
         criterion: over the experts, then the candidates of the pool.
         experts: N.
         keep: experts that have to stay, such as slerp's base.
         candidates: those that may take each slot; all of the pool for every slot if None.
+        unfit: those of them that do not do the work of the expert in that slot.
 
     Raises:
         EvaluationError: as the criterion's readings.
@@ -92,9 +101,8 @@ def replace_experts(
     while not criterion.inside(members):
         swap = None
         for slot in _worst_first(criterion, members, open_slots):
-            trials = _trials(
-                criterion, members, slot, pool if candidates is None else candidates[slot]
-            )
+            offered = pool if candidates is None else candidates[slot]
+            trials = _trials(criterion, members, slot, offered, unfit)
             tried += trials
             groups = {_with(members, slot, t.candidate): t for t in trials if t.reason is None}
             if not groups:
@@ -144,11 +152,16 @@ def _worst_first(criterion: Criterion, members: Group, slots: Sequence[int]) -> 
     return sorted(slots, key=lambda s: (-over.get(s, 0.0), *criterion.rank(rests[s])))
 
 
-def _trials(criterion: Criterion, members: Group, slot: int, pool: Sequence[int]) -> list[Trial]:
+def _trials(
+    criterion: Criterion, members: Group, slot: int, pool: Sequence[int], unfit: Unfit
+) -> list[Trial]:
     trials = []
     stay = [member for place, member in enumerate(members) if place != slot]
     for candidate in pool:
-        value, reason = None, None
+        value, reason = None, unfit.get((slot, candidate))
+        if reason is not None:
+            trials.append(Trial(slot, candidate, value, reason, unfit=True))
+            continue
         if candidate in members:
             reason = "it is a member already"
         elif twins := [m for m in stay if not criterion.squared[candidate, m] > 0]:
@@ -163,10 +176,14 @@ def _reason(
     criterion: Criterion, members: Group, swaps: Sequence[Swap], tried: Sequence[Trial]
 ) -> str:
     measured = sum(trial.reason is None for trial in tried)
-    left_out = len(tried) - measured
+    # A slot is looked at once in every round, and a score is the same in all of them.
+    unfit = len({(trial.slot, trial.candidate) for trial in tried if trial.unfit})
+    twins = sum(trial.reason is not None and not trial.unfit for trial in tried)
     text = "1 replacement was tried" if measured == 1 else f"{measured} replacements were tried"
-    if left_out:
-        text += f" and {left_out} left out as twins or members"
+    if twins:
+        text += f"{',' if unfit else ' and'} {twins} left out as twins or members"
+    if unfit:
+        text += f" and {unfit} left out for {'its score' if unfit == 1 else 'their scores'}"
     return (
         f"{text}; the best group, with {len(swaps)} of them, is still at "
         f"{criterion.excess(members):.3g} times its limit"

@@ -8,6 +8,7 @@ from mergekit.common import ModelPath, ModelReference
 
 from mergekit_collapse.evaluation.lm_eval_tasks import local_path
 from mergekit_collapse.probes.files import FILE_KINDS
+from mergekit_collapse.recipe.pool_experts import named_from_anywhere, with_renamed
 from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.repair.changed_recipe import written_block
 
@@ -39,12 +40,20 @@ def moved(block: Any, recipe: Recipe, folder: Path) -> Any:
         if owner is not None:
             task["model"] = str(recipe.experts[owner])
     if "pool" in (substitute := block.get("substitute") or {}):
-        listed = recipe.compat.substitute.pool
-        substitute["pool"] = [_reference(old, path, new) for path in listed]
+        substitute["pool"] = _pool(recipe, old, new)
     if "lm_eval" in (evaluate := _mapping(block.get("evaluate"))):
         listed = recipe.compat.evaluate.lm_eval
         evaluate["lm_eval"] = [_task(old, task, new) for task in listed]
     return block
+
+
+def _pool(recipe: Recipe, old: Path, new: Path) -> Any:
+    """One list or one for each expert, whose model is named as the recipe names it."""
+    pool = recipe.compat.substitute.pool
+    if not isinstance(pool, dict):
+        return [_reference(old, path, new) for path in pool]
+    listed = {key: [_reference(old, path, new) for path in paths] for key, paths in pool.items()}
+    return with_renamed(listed, named_from_anywhere(recipe))
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The geometry and the verdict of a changed recipe, from states that are there already."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mergekit_collapse.assessment import Assessment
 from mergekit_collapse.caches import open_caches
-from mergekit_collapse.evaluation.expert_scores import ExpertScores
+from mergekit_collapse.evaluation.expert_scores import NOBODY, ExpertScores, StandIns
 from mergekit_collapse.geometry.geometry import Geometry, measure
 from mergekit_collapse.judging import judge
 from mergekit_collapse.material import Material
@@ -16,7 +17,13 @@ from mergekit_collapse.recipe.recipe import Recipe
 from mergekit_collapse.report.report import Report
 from mergekit_collapse.states.states import SpaceStates
 
-Assess = Callable[[Recipe], Assessment]
+
+@runtime_checkable
+class Assess(Protocol):
+    """Measures a recipe from the start: ``assessment.assess`` with all else settled."""
+
+    def __call__(self, recipe: Recipe, *, stand_ins: StandIns = NOBODY) -> Assessment:
+        """What is known of the recipe before it is merged."""
 
 
 def remeasured(assessment: Assessment, recipe: Recipe, assess: Assess) -> Assessment:

@@ -1,65 +1,35 @@
 """``on_violation: substitute``: models of a pool in the place of the experts that do not fit."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from mergekit.common import ModelPath, ModelReference
+from mergekit.common import ModelReference
 
 from mergekit_collapse.assessment import Assessment
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.recipe.compat_source import CompatSource
-from mergekit_collapse.recipe.groups import all_groups, identity
+from mergekit_collapse.recipe.groups import all_groups
 from mergekit_collapse.recipe.members import block_with_owner, with_replaced
 from mergekit_collapse.recipe.places import resolved
-from mergekit_collapse.recipe.recipe import Recipe
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock
+from mergekit_collapse.recipe.pool_experts import renamed_experts, with_renamed
+from mergekit_collapse.recipe.recipe import Recipe, short_names
+from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, SubstituteBlock
 from mergekit_collapse.recipe.text import FIELD
 from mergekit_collapse.recipe.yaml_edit import edit_yaml
-from mergekit_collapse.remedy.replacing import Swap, replace_experts
+from mergekit_collapse.remedy.replacing import Swap, Trial, replace_experts
 from mergekit_collapse.repair.change import Change, NoRemedyError
 from mergekit_collapse.repair.changed_recipe import Changed, written_block
 from mergekit_collapse.repair.remeasured import Assess
 from mergekit_collapse.repair.replacement_limits import Lineup, replacement_limits
-
-
-def pool_models(recipe: Recipe) -> tuple[ModelReference, ...]:
-    """The models of ``substitute.pool`` that the recipe does not merge already.
-
-    Raises:
-        InvalidRecipeError: a path does not exist.
-    """
-    known = {identity(model) for model in recipe.config.referenced_models()}
-    found: dict[Any, ModelReference] = {}
-    for index, path in enumerate(recipe.compat.substitute.pool):
-        where = f"compat.substitute.pool[{index}]"
-        try:
-            model = ModelReference.parse(path)
-        except (ValueError, RuntimeError) as error:
-            raise InvalidRecipeError(f"{where}: {path!r} is no model reference: {error}") from None
-        placed = {"model": _placed(model.model, recipe.folder, where)}
-        if model.lora is not None:
-            placed["lora"] = _placed(model.lora, recipe.folder, where)
-        model = model.model_copy(update=placed)
-        if identity(model) not in known:
-            found.setdefault(identity(model), model)
-    return tuple(found.values())
-
-
-def _placed(path: ModelPath, folder: Path, where: str) -> ModelPath:
-    """Beside the recipe, else as MergeKit finds the models of the recipe itself."""
-    beside = folder / path.path
-    if beside.exists():
-        return path.model_copy(update={"path": str(beside)})
-    if path.path.startswith(("/", ".", "~")) and not Path(path.path).exists():
-        raise InvalidRecipeError(f"{where}: {beside}: no such folder; mend the path")
-    return path
+from mergekit_collapse.repair.standing_in import loss_limit, open_places, own_tasks, standing_in
+from mergekit_collapse.repair.substitute_pool import SubstitutePool, substitute_pool
 
 
 def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
     """Replace the worst expert by the candidate that fits best, until the rest is inside.
 
-    The candidates are run beside the experts; the recipe that comes of it is measured anew.
+    A candidate fits only where it does the tasks of the expert that it replaces. Candidates are
+    run beside the experts, and scored meanwhile; the recipe that comes of it is measured anew.
 
     Raises:
         NoRemedyError: no replacements bring the recipe inside.
@@ -68,23 +38,47 @@ def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
 
     Source: arXiv 2603.09463, section 3.4.4.
     """
-    recipe = assessment.report.recipe
-    pool = pool_models(recipe)
-    if not pool:
+    recipe, material = assessment.report.recipe, assessment.material
+    assert material is not None
+    pool = substitute_pool(recipe)
+    if not pool.models:
         raise NoRemedyError("every model of substitute.pool is merged already")
-    joint = _joint(recipe, pool)
+    places = open_places(material, pool)
+    if not places:
+        raise NoRemedyError("; ".join(_closed(recipe, pool, places)))
+    joint = _joint(recipe, pool.models)
+    count = len(recipe.experts)
+    stand_ins = {
+        count + index: [place for place in places if index in pool.may_take[place]]
+        for index in range(len(pool.models))
+    }
     try:
-        measured = assess(joint)
+        measured = assess(joint, stand_ins=stand_ins)
+        assert measured.material is not None
+        measured.material.own_scores.complete()
     except EvaluationError as error:
         raise InvalidRecipeError(f"compat.substitute.pool cannot be measured: {error}") from error
-    lineup = Lineup.of(len(recipe.experts), len(pool))
+    lineup = Lineup.of(count, len(pool.models))
     limits = replacement_limits(measured, lineup, recipe.compat.budget)
-    found = replace_experts(limits, lineup.experts, candidates=lineup.candidates)
+    may = standing_in(
+        pool,
+        places,
+        lineup,
+        tasks=own_tasks(measured.material),
+        scores=measured.material.own_scores.of_stand_ins,
+        max_loss=loss_limit(recipe.compat.evaluate),
+    )
+    found = replace_experts(limits, count, candidates=may.rows, unfit=may.unfit)
+    open_now = [place for place in places if may.rows[place]]
+    left_out, closed = _left_out(joint, lineup, found.tried), _closed(recipe, pool, open_now)
     if not found.swaps:
-        raise NoRemedyError(found.reason or "beside the pool the recipe is inside its limits")
+        reason = found.reason or "beside the pool the recipe is inside its limits"
+        raise NoRemedyError("; ".join([reason, *left_out, *closed]))
     new = {swap.slot: joint.experts[lineup.model[swap.candidate]] for swap in found.swaps}
     changed = _replaced(recipe, new)
-    notes = [_said(recipe, changed.recipe, swap) for swap in found.swaps]
+    notes = [_said(recipe, changed.recipe, swap) for swap in found.swaps] + left_out
+    # Whom the recipe names no candidates for, its author knows.
+    notes += [] if pool.named else closed
     notes += [changed.note] if changed.note else []
     return Change(assess(changed.recipe), tuple(notes))
 
@@ -94,7 +88,7 @@ def _joint(recipe: Recipe, pool: tuple[ModelReference, ...]) -> Recipe:
     budget = BudgetBlock(space=recipe.compat.budget.space, mds=None)
     # Nothing is to be decided here, so that no limit may end the probes early.
     budget = budget.model_copy(update={"distortion": None})
-    names = (*recipe.names, *(str(model) for model in pool))
+    names = (*recipe.names, *short_names((*recipe.experts, *pool))[len(recipe.experts) :])
     return replace(
         recipe,
         experts=(*recipe.experts, *pool),
@@ -110,21 +104,30 @@ def _replaced(recipe: Recipe, new: dict[int, ModelReference]) -> Changed:
         block = block_with_owner(block, recipe.owners, index, model)
     now = resolved(config)
     config = now.config
-    edited = edit_yaml(recipe.source, recipe.config, config, block)
-    if getattr(config, FIELD, None) is not None:
-        setattr(config, FIELD, CompatSource(block))
-    names = tuple(now.names[i] if i in new else name for i, name in enumerate(recipe.names))
     changed = replace(
         recipe,
-        source=edited.text,
         config=config,
         compat=_with_owners(recipe, new),
         groups=tuple(all_groups(config)),
         experts=now.experts,
-        names=names if len(set(names)) == len(names) else now.names,
+        names=now.names,
         base=now.base,
     )
-    return Changed(changed, edited.note)
+    keys = renamed_experts(recipe, changed)
+    if keys:
+        block["substitute"]["pool"] = with_renamed(block["substitute"]["pool"], keys)
+        changed = replace(changed, compat=_with_pool(changed.compat, keys))
+    edited = edit_yaml(recipe.source, recipe.config, config, block)
+    if getattr(config, FIELD, None) is not None:
+        setattr(config, FIELD, CompatSource(block))
+    names = tuple(now.names[i] if i in new else name for i, name in enumerate(recipe.names))
+    names = names if len(set(names)) == len(names) else now.names
+    return Changed(replace(changed, source=edited.text, names=names), edited.note)
+
+
+def _with_pool(block: CompatBlock, keys: Mapping[str, str]) -> CompatBlock:
+    substitute = SubstituteBlock(pool=with_renamed(block.substitute.pool, keys))
+    return block.model_copy(update={"substitute": substitute})
 
 
 def _with_owners(recipe: Recipe, new: dict[int, ModelReference]) -> CompatBlock:
@@ -140,3 +143,28 @@ def _said(before: Recipe, after: Recipe, swap: Swap) -> str:
         f"{after.names[swap.slot]} takes the place of {before.names[swap.slot]}: "
         f"{swap.before:.3g} → {swap.after:.3g}"
     )
+
+
+def _left_out(joint: Recipe, lineup: Lineup, tried: Sequence[Trial]) -> list[str]:
+    """Candidates that were left out for their score, each once for every place."""
+    return list(
+        dict.fromkeys(
+            f"{joint.names[lineup.model[trial.candidate]]} was not put in the place of "
+            f"{joint.names[trial.slot]}: {trial.reason}"
+            for trial in tried
+            if trial.unfit
+        )
+    )
+
+
+def _closed(recipe: Recipe, pool: SubstitutePool, places: Sequence[int]) -> list[str]:
+    """What is to be done for the experts that could not be replaced, if there are any."""
+    names = [n for i, n in enumerate(recipe.names) if i not in places]
+    if not names:
+        return []
+    if pool.named:
+        return [f"substitute.pool names no other model for {', '.join(names)}"]
+    return [
+        f"nothing tells which candidates do the work of {', '.join(names)}: they own no task that "
+        "is scored; add target: to one, or name the candidates under the expert in substitute.pool"
+    ]
