@@ -37,6 +37,8 @@ OPEN = {"max_distortion": None, "max_merging_loss": None, "on_collapse": "warn"}
 GENTLE = {"sentiment": 1.0, "spam": 1.0, "era": 1.0}
 HOT = {"sentiment-hot": 1.0, "spam-hot": 1.0, "era-hot": 1.0}
 ONE_HOT = {"sentiment": 1.0, "spam": 1.0, "era-hot": 1.0}
+# Tight enough for one hot adapter among gentle ones to be clearly over.
+BALL = {"distortion": 0.3, "mds": 3.0}
 WEIGHTS = {"rule": "weights", "distortion": 0.2, "mds": None}
 
 
@@ -67,13 +69,14 @@ CASES = (
         budget=WEIGHTS,
         keys={"reweight": {"goal": "protect", "floor": 0.0}},
     ),
-    Case("drop", "drop", ONE_HOT, "ties"),
+    Case("drop", "drop", ONE_HOT, "ties", BALL),
     Case(
         "substitute",
         "substitute",
         ONE_HOT,
         "ties",
-        keys={"substitute": {"pool": ["spam-hot", "era"]}},
+        BALL,
+        {"substitute": {"pool": ["spam-hot", "era"]}},
     ),
     Case("karcher for too much", "karcher", GENTLE, "task_arithmetic", WEIGHTS),
     Case(
@@ -83,14 +86,16 @@ CASES = (
         "task_arithmetic",
         WEIGHTS,
     ),
-    Case("split", "split", {**GENTLE, "era-hot": 1.0}, "ties"),
+    Case("split", "split", {**GENTLE, "era-hot": 1.0}, "ties", BALL),
 )
 IN_VAIN = (
-    Case("reweight in vain", "reweight", HOT, budget={"mds": None}),
-    Case("karcher in vain", "karcher", HOT, budget={"mds": None}),
-    Case("drop in vain", "drop", HOT),
-    Case("substitute in vain", "substitute", HOT, keys={"substitute": {"pool": ["era"]}}),
-    Case("split in vain", "split", HOT),
+    Case("reweight in vain", "reweight", HOT, budget={**BALL, "mds": None}),
+    Case("karcher in vain", "karcher", HOT, budget={**BALL, "mds": None}),
+    Case("drop in vain", "drop", HOT, budget=BALL),
+    Case(
+        "substitute in vain", "substitute", HOT, "linear", BALL, {"substitute": {"pool": ["era"]}}
+    ),
+    Case("split in vain", "split", HOT, budget=BALL),
 )
 
 

@@ -8,7 +8,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_collapse.assessment import assess
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeRejectedError
-from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.merge_options import load_options
 from mergekit_collapse.recipe.recipe import Recipe
@@ -51,7 +51,7 @@ def evaluate_finished(recipe: Recipe, merged: Path, options: MergeOptions) -> Re
     return replace(
         report,
         verdict=verdict,
-        evaluation=replace(found, verdict=verdict),
+        evaluation=replace(found, verdict=verdict, notes=(*found.notes, *unjudged(found, limits))),
         evaluation_reason=None,
         monitor_reason=MADE_BEFORE,
         rehearsal_reason=MADE_BEFORE,

@@ -14,7 +14,7 @@ from mergekit_collapse.errors import (
     UnevaluatedMergeError,
 )
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
 from mergekit_collapse.finished_merge import check_folder, evaluate_folder
 from mergekit_collapse.foreign_errors import first_line, told_as_evaluation_error
 from mergekit_collapse.formats.card import add_to_card
@@ -84,7 +84,7 @@ def evaluate_made(
         if material is None:
             found = check_folder(folder, report.recipe, load_options(plan.call.options))
             # With no experts there is nothing else to be read.
-            limits = limits.model_copy(update={"max_distortion": None})
+            limits = limits.model_copy(update={"max_distortion": None, "max_own_distortion": None})
         elif found is None:
             with told_as_evaluation_error(f"the merge {plan.call.out}", "see all of it with -v"):
                 found = evaluate_folder(folder, material)
@@ -107,15 +107,15 @@ def evaluate_made(
         place = _put_aside(plan, report, folder)
         text = f"the merge was made, but could not be evaluated, and is at {place}: {error}"
         raise UnevaluatedMergeError(text, _kept(plan, report)) from error
-    report = replace(report, evaluation=replace(found, verdict=verdict), evaluation_reason=None)
+    found = replace(found, verdict=verdict, notes=(*found.notes, *unjudged(found, limits)))
+    report = replace(report, evaluation=found, evaluation_reason=None)
     if verdict.decision == "allow":
         return report
     report = replace(report, verdict=worse(report.verdict, verdict))
     if verdict.decision != "refuse":
         return report
     place = rejected_place(plan.call.out)
-    evaluation = replace(found, verdict=verdict, model=str(place))
-    report = replace(report, evaluation=evaluation)
+    report = replace(report, evaluation=replace(found, model=str(place)))
     _put_aside(plan, report, folder)
     raise ended(MergeRejectedError, _kept(plan, report))
 

@@ -8,7 +8,7 @@ from mergekit.options import MergeOptions
 
 from mergekit_collapse.errors import MergeRefusedError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.judging import is_borderline
@@ -71,7 +71,8 @@ def with_rehearsal(
     reasons = (*rehearsal.verdict.reasons, *found.reasons)
     if rehearsal.verdict.reasons or found.decision != "modified":
         found = _verdict(reasons, code, warn_only)
-    rehearsal = replace(rehearsal, verdict=found)
+    notes = (*rehearsal.notes, *unjudged(rehearsal, block.evaluate))
+    rehearsal = replace(rehearsal, verdict=found, notes=notes)
     # One that was stopped has not measured it.
     decided = rehearsal.hidden is not None and _decides_distortion(report)
     standing = tuple(

@@ -11,6 +11,7 @@ Rule = Literal[
     "mds",
     "max_distortion",
     "max_merging_loss",
+    "max_own_distortion",
     "min_variance_ratio",
     "min_rank_ratio",
     "stop_at",

@@ -120,7 +120,7 @@ def test_a_far_expert_is_refused_with_a_reason(write):
     report, document = checked(write("one", "two", "far"))
     assert report.verdict.exit_code == document["verdict"]["exit_code"] == 3
     reason = document["verdict"]["reasons"][0]
-    assert reason["value"] > reason["limit"] == 0.3
+    assert reason["value"] > reason["limit"] == 0.25
     assert document["experts"][2]["name"] in reason["subject"]
     groups = document["groups"]
     assert [g["k"] for g in groups] == [1, 2, 3]

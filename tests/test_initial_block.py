@@ -143,3 +143,20 @@ def test_the_demos_recipes_can_be_begun_anew(tmp_path):
     for path in sorted((Path(mergekit_collapse.__file__).parent / "demo/recipes").glob("*.yml")):
         bare = re.split(r"^compat:", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[0]
         assert read(add_block(bare), tmp_path).compat == CompatBlock()
+
+
+def test_the_limits_that_it_tells_are_those_in_force_before_and_after_the_tasks(tmp_path):
+    text = add_block(PLAIN)
+    for key, without, with_tasks in (("distortion", 0.25, 0.45), ("max_distortion", 0.7, 1.0)):
+        (line,) = re.findall(rf"^    # {key}: .*$", text, flags=re.MULTILINE)
+        assert line.startswith(f"    # {key}: {without}  # ")
+        assert line.endswith(f"; {with_tasks} with tasks")
+    assert "\n  # refuses 6 of 10 collapses and 1 of 25 good merges (docs/evidence.md)," in text
+    limits = read(text, tmp_path).compat
+    assert (limits.budget.distortion, limits.evaluate.max_distortion) == (0.25, 0.7)
+    # Whoever takes the tasks in has theirs, and no more than that.
+    opened = re.sub(r"^    # (tasks:|  )", r"    \1", text, flags=re.MULTILINE)
+    limits = read(opened, tmp_path).compat
+    assert limits.probes.tasks[0].target == "{label}"
+    assert (limits.budget.distortion, limits.evaluate.max_distortion) == (0.45, 1.0)
+    assert not limits.evaluate.wrote("max_own_distortion")

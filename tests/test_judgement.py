@@ -8,7 +8,7 @@ import pytest
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
 from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
@@ -19,7 +19,10 @@ from mergekit_collapse.verdict import passed
 
 NAMES = ("near", "odd")
 NO_LIMITS = dict.fromkeys(
-    ("max_distortion", "max_merging_loss", "min_variance_ratio", "min_rank_ratio")
+    (
+        *("max_distortion", "max_merging_loss", "max_own_distortion"),
+        *("min_variance_ratio", "min_rank_ratio"),
+    )
 )
 
 
@@ -28,6 +31,10 @@ def space(*distortion, own=(0.1, 0.2), reason=None):
     tasks = (*tasks, MeasuredTask("builtin", None, None, "no expert owns this task"))
     worst = max(own) if reason is None else None
     return Measured((4,), distortion, tasks, worst, reason)
+
+
+def answers(*own):
+    return space(0.01, 0.02, own=own)
 
 
 def layer(number, variance_ratio=1.0, rank_ratio=1.0):
@@ -67,12 +74,12 @@ def rules(verdict):
 
 
 def test_what_is_given_up_is_told_and_decides_nothing():
-    lost = changed(hidden=space(0.1, 0.9), tasks=(loss(-5.0), loss(-90.0, "task1", 1)))
+    lost = changed(hidden=space(0.1, 1.9), tasks=(loss(-5.0), loss(-90.0, "task1", 1)))
     verdict = judged(lost, given_up=["odd"])
     assert (verdict.decision, verdict.exit_code) == ("modified", 0)
     assert [r.subject for r in verdict.reasons] == ["odd", "odd on task1"]
     own = judged(
-        changed(hidden=space(0.0, 0.0, own=(0.1, 0.9))), {"over": "own_task"}, given_up=["odd"]
+        changed(hidden=space(0.0, 0.0, own=(0.1, 1.9))), {"over": "own_task"}, given_up=["odd"]
     )
     assert (own.decision, own.reasons[0].subject) == ("modified", "odd on task1")
 
@@ -80,7 +87,7 @@ def test_what_is_given_up_is_told_and_decides_nothing():
 @pytest.mark.parametrize(
     ("change", "extra"),
     [
-        ({"hidden": space(0.9, 0.9)}, "max_distortion"),
+        ({"hidden": space(1.9, 1.9)}, "max_distortion"),
         ({"hidden": space(0.1, math.nan)}, "max_distortion"),
         ({"tasks": (loss(-50.0),)}, "max_merging_loss"),
         ({"layers": (layer(1, variance_ratio=0.1),)}, "min_variance_ratio"),
@@ -88,14 +95,14 @@ def test_what_is_given_up_is_told_and_decides_nothing():
     ],
 )
 def test_for_anything_else_the_merge_is_rejected_all_the_same(change, extra):
-    verdict = judged(changed(**{"hidden": space(0.1, 0.9), **change}), given_up=["odd"])
+    verdict = judged(changed(**{"hidden": space(0.1, 1.9), **change}), given_up=["odd"])
     assert (verdict.decision, verdict.exit_code) == ("refuse", 4)
     assert extra in rules(verdict)
     assert "max_distortion" in rules(verdict)
 
 
 def test_a_name_that_begins_like_that_of_one_given_up_is_not_given_up():
-    verdict = judged(changed(hidden=space(0.1, 0.9)), given_up=["od", "near"])
+    verdict = judged(changed(hidden=space(0.1, 1.9)), given_up=["od", "near"])
     assert verdict.decision == "refuse"
 
 
@@ -105,14 +112,16 @@ def test_a_good_merge_is_allowed():
 
 
 BAD = {
-    "max_distortion": changed(hidden=space(0.1, 0.6)),
+    "max_distortion": changed(hidden=space(0.1, 1.6)),
     "max_merging_loss": changed(tasks=(loss(-25.0), loss(40.0, "task1", 1))),
+    "max_own_distortion": changed(tasks=(loss(3.0, "task1", 1),), predictive=answers(0.3, 0.9)),
     "min_variance_ratio": changed(layers=(layer(1), layer(2, 0.4), layer(3, 0.3), layer(4))),
     "min_rank_ratio": changed(layers=(layer(1), layer(2, 1.0, 0.25))),
 }
 READINGS = {
-    "max_distortion": ("odd", 0.6, 0.5),
+    "max_distortion": ("odd", 1.6, 1.0),
     "max_merging_loss": ("near on task0", 25.0, 20),
+    "max_own_distortion": ("near on task0", 0.3, 0.25),
     "min_variance_ratio": ("layer 3", 0.3, 0.5),
     "min_rank_ratio": ("layer 2", 0.25, 0.5),
 }
@@ -159,12 +168,13 @@ def test_a_model_that_failed_its_checks_is_judged_by_them():
 def test_all_reasons_are_told_together():
     everything = dataclasses.replace(
         BAD["max_distortion"],
-        tasks=BAD["max_merging_loss"].tasks,
+        tasks=BAD["max_merging_loss"].tasks[:1],
+        predictive=answers(0.1, 0.3),
         layers=(layer(1, 0.1, 0.2),),
         checks=(Check("loads", False, "no"),),
     )
     assert rules(judged(everything)) == ["check", *BAD]
-    assert rules(judged(dataclasses.replace(everything, hidden=space(0.6, 0.7)))) == [
+    assert rules(judged(dataclasses.replace(everything, hidden=space(1.6, 1.7)))) == [
         *("check", "max_distortion"),
         *BAD,
     ]
@@ -184,13 +194,17 @@ def test_the_exit_code_is_the_callers():
 NO_NUMBER = {
     "max_distortion": lambda bad: changed(hidden=space(bad, 0.1)),
     "max_merging_loss": lambda bad: changed(tasks=(loss(-1.0), loss(bad, "task1", 1))),
+    "max_own_distortion": lambda bad: changed(tasks=(), predictive=answers(bad, 0.1)),
     "min_variance_ratio": lambda bad: changed(layers=(layer(1, 0.9), layer(2, bad), layer(3))),
     "min_rank_ratio": lambda bad: changed(layers=(layer(1), layer(2, 1.0, bad), layer(3))),
 }
 
 
 # Endlessly little distortion and endlessly much gain are numbers that are inside any limit.
-INSIDE = {("max_distortion", -math.inf), ("max_merging_loss", math.inf)}
+INSIDE = {
+    *((rule, -math.inf) for rule in ("max_distortion", "max_own_distortion")),
+    ("max_merging_loss", math.inf),
+}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +251,7 @@ def test_what_no_expert_has_is_not_judged():
 
 def test_the_space_of_the_budget_decides():
     budget = {"space": "predictive"}
-    over = changed(predictive=space(0.1, 0.6))
+    over = changed(predictive=space(0.1, 1.6))
     assert judged(over).decision == "allow"
     assert judged(BAD["max_distortion"], budget).decision == "allow"
     (reason,) = judged(over, budget).reasons
@@ -246,11 +260,11 @@ def test_the_space_of_the_budget_decides():
 
 def test_own_tasks_decide_where_they_are_asked_for():
     budget = {"over": "own_task"}
-    found = changed(hidden=space(0.9, 0.9, own=(0.1, 0.2)))
+    found = changed(hidden=space(1.9, 1.9, own=(0.1, 0.2)))
     assert judged(found).decision == "refuse"
     assert judged(found, budget).decision == "allow"
-    (reason,) = judged(changed(hidden=space(0.1, 0.1, own=(0.7, 0.2))), budget).reasons
-    assert (reason.subject, reason.value) == ("near on task0", 0.7)
+    (reason,) = judged(changed(hidden=space(0.1, 0.1, own=(1.7, 0.2))), budget).reasons
+    assert (reason.subject, reason.value) == ("near on task0", 1.7)
     assert reason.reading == "measured on own tasks, hidden space"
 
 
@@ -275,6 +289,65 @@ def test_a_reading_that_is_undefined_allows_nothing(change, budget, told):
         judged(changed(**change), budget)
     # Nothing is read where there is no limit.
     assert judged(changed(**change), budget, max_distortion=None).decision == "allow"
+
+
+def test_answers_decide_only_where_no_loss_is_known():
+    odd = answers(0.1, 0.9)
+    assert judged(changed(predictive=odd)).decision == "allow"
+    lossless = (loss(-5.0), loss(None, "task1", 1))
+    for tasks in ((loss(-5.0),), lossless):
+        (reason,) = judged(changed(predictive=odd, tasks=tasks)).reasons
+        assert (reason.rule, reason.subject) == ("max_own_distortion", "odd on task1")
+        assert reason.reading == "measured on own tasks, predictive space"
+        assert "With a target: the task is scored" in reason.advice
+    # A task that is no expert's is nobody's answers.
+    ownerless = dataclasses.replace(odd, own_task=(MeasuredTask("task1", None, 9.0, None),))
+    assert judged(changed(predictive=ownerless, tasks=())).decision == "allow"
+
+
+def test_answers_of_experts_that_are_given_up_decide_nothing():
+    lost = changed(predictive=answers(0.1, 0.9), tasks=())
+    verdict = judged(lost, given_up=["odd"])
+    assert (verdict.decision, verdict.exit_code) == ("modified", 0)
+    assert rules(verdict) == ["max_own_distortion"]
+
+
+UNREAD = {"predictive": None, "predictive_reason": "an encoder has no next token"}
+
+
+def test_answers_that_were_not_read_are_noted_and_refuse_nothing_by_default():
+    found = changed(tasks=(loss(-5.0),), **UNREAD)
+    assert judged(found).decision == "allow"
+    (note,) = unjudged(found, EvaluateBlock())
+    assert note.endswith("evaluate.max_own_distortion: task1 (an encoder has no next token)")
+    nothing_to_say = (
+        (changed(**UNREAD), {}),
+        (changed(tasks=()), {}),
+        (found, {"max_own_distortion": None}),
+        (changed(hidden=None, stopped_at=1, tasks=(), **UNREAD), {}),
+    )
+    for one, limits in nothing_to_say:
+        assert unjudged(one, EvaluateBlock.model_validate(limits)) == ()
+
+
+@pytest.mark.parametrize("limit", [0.25, 0.9])
+def test_a_limit_that_was_written_is_not_passed_over(limit):
+    """Also one that is the default's number."""
+    found = changed(tasks=(), **UNREAD)
+    told = "an encoder has no next token; add predictive to compat.space, give the tasks a target:"
+    with pytest.raises(EvaluationError, match=told):
+        judged(found, max_own_distortion=limit)
+    # Nor is one that is about nothing, since every task has its score.
+    assert judged(changed(**UNREAD), max_own_distortion=limit).decision == "allow"
+    stopped = changed(hidden=None, stopped_at=1, tasks=(), **UNREAD)
+    assert judged(stopped, max_own_distortion=limit).decision == "allow"
+
+
+def test_answers_that_are_undefined_allow_nothing():
+    tasks = (MeasuredTask("task0", 0, None, "its answers are all alike"),)
+    broken = dataclasses.replace(answers(0.1, 0.1), own_task=tasks)
+    with pytest.raises(EvaluationError, match="near on task0 is undefined: its answers are all"):
+        judged(changed(predictive=broken, tasks=()))
 
 
 def test_what_a_stopped_merge_lacks_is_not_read():

@@ -17,8 +17,8 @@ ROOMS = {
         cached_files kept_values whole_file json_file
     """,
     "recipe": """
-        schema validation compat_source text context groups recipe source_layers coefficients
-        places pool_experts own_weights reweighted layer_weights members other_method
+        default_limits schema validation compat_source text context groups recipe source_layers
+        coefficients places pool_experts own_weights reweighted layer_weights members other_method
         document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
     """,
     "preflight": """
@@ -54,8 +54,8 @@ ROOMS = {
     "material finished_merge": "",
     "watch": "layer_tasks layer_order substitution observer watch rehearsal",
     "report": """
-        geometry_document remedy report evaluation_document estimate_document document merged_text
-        verdict_text terminal stored stored_geometry stored_evaluation stored_remedy
+        geometry_document remedy report hint evaluation_document estimate_document document
+        merged_text verdict_text terminal stored stored_geometry stored_evaluation stored_remedy
         stored_report reader
     """,
     "formats": """

@@ -4,7 +4,9 @@ import pytest
 import yaml
 from mergekit.config import MergeConfiguration
 
-from mergekit_collapse.recipe.recipe import build_recipe
+from mergekit_collapse.recipe.members import without
+from mergekit_collapse.recipe.recipe import build_recipe, parse_recipe
+from mergekit_collapse.repair.changed_recipe import changed_recipe
 from mergekit_collapse.repair.moved_block import moved_block
 
 
@@ -80,3 +82,21 @@ def test_tasks_of_lm_eval_are_named_from_there_where_they_are_files(moved):
 def test_at_home_the_block_is_as_it_was_written(moved):
     compat = {**TASKS, "substitute": {"pool": "./pool/alt"}}
     assert moved(compat, "here") == compat
+
+
+@pytest.mark.parametrize("written", [None, 0.3])
+def test_without_its_tasks_a_recipe_has_the_limits_that_its_new_text_has(written, tmp_path):
+    """The record of a dropped expert's recipe and its YAML must not part."""
+    block = {"probes": {"tasks": [{"name": "own", "data": "rows.txt", "model": "./odd"}]}}
+    if written is not None:
+        block["budget"] = {"distortion": written}
+    models = [{"model": f"./{name}", "parameters": {"weight": 1}} for name in ("a", "b", "odd")]
+    document = {"merge_method": "linear", "models": models, "compat": block}
+    recipe = parse_recipe(yaml.safe_dump(document), tmp_path / "recipe.yml")
+    assert recipe.compat.budget.distortion == (written or 0.45)
+    rest = without(recipe.config, [recipe.experts[2]])
+    changed = changed_recipe(recipe, rest, [2]).recipe
+    again = parse_recipe(changed.source, tmp_path / "recipe.yml")
+    assert changed.compat == again.compat
+    assert again.compat.budget.distortion == (written or 0.25)
+    assert again.compat.evaluate.max_distortion == 0.7

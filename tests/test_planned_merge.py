@@ -132,7 +132,7 @@ def test_an_untouched_plan_gives_the_very_merge_of_its_recipe(write, tmp_path):
 
 def test_a_recipe_without_a_block_has_the_default_one(write, tmp_path, monkeypatch):
     report, _ = same_merge(write("one", "two", compat=None), tmp_path)
-    assert report.recipe.compat.budget.distortion == 0.3
+    assert report.recipe.compat.budget.distortion == 0.25
     assert "compat" not in (tmp_path / "by-plan" / "mergekit_config.yml").read_text("utf-8")
 
 

@@ -57,7 +57,7 @@ def test_experts_trained_too_hot_are_refused_and_if_merged_rejected(
         gate.run(path, tmp_path / "out", merge_options)
     report = caught.value.report
     assert report.deciding.ball.radius_squared > 0.6
-    assert {r.rule for r in report.gate_verdict.reasons} == {"distortion", "mds"}
+    assert {r.rule for r in report.gate_verdict.reasons} == {"distortion"}
     found = report.evaluation
     assert {r.rule for r in found.verdict.reasons} == {"max_distortion", "max_merging_loss"}
     assert (tmp_path / "out.rejected" / "report.json").is_file()

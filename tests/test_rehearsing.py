@@ -165,7 +165,7 @@ def test_a_rehearsal_decides_in_the_place_of_a_borderline_distortion(report):
     found = with_rehearsal(near, rehearsal(0.1), warn_only=False)
     assert found.verdict == found.rehearsal.verdict == Verdict("allow", 0, ())
     assert found.rehearsal_reason is None
-    worse = with_rehearsal(near, rehearsal(0.6), warn_only=False)
+    worse = with_rehearsal(near, rehearsal(1.1), warn_only=False)
     assert (worse.verdict.decision, worse.verdict.exit_code) == ("refuse", 3)
     assert rules(worse.verdict) == ["max_distortion"]
     assert worse.rehearsal.verdict == worse.verdict
@@ -174,11 +174,11 @@ def test_a_rehearsal_decides_in_the_place_of_a_borderline_distortion(report):
 def test_a_rehearsal_refuses_what_the_geometry_allowed(report):
     near = at_the_border(report)
     near = dataclasses.replace(near, verdict=Verdict("allow", 0, ()))
-    found = with_rehearsal(near, rehearsal(0.6), warn_only=False)
+    found = with_rehearsal(near, rehearsal(1.1), warn_only=False)
     assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["max_distortion"])
     # The limits are those of evaluate, not of the budget.
-    limits = near.recipe.compat.evaluate.model_copy(update={"max_distortion": 0.7})
-    wide = with_rehearsal(with_block(near, evaluate=limits), rehearsal(0.6), warn_only=False)
+    limits = near.recipe.compat.evaluate.model_copy(update={"max_distortion": 1.2})
+    wide = with_rehearsal(with_block(near, evaluate=limits), rehearsal(1.1), warn_only=False)
     assert wide.verdict.decision == "allow"
 
 
@@ -227,7 +227,7 @@ def test_without_a_limit_on_the_measured_distortion_the_geometrys_stands(report)
 
 def test_warn_only_tells_of_the_rehearsal_and_allows(report):
     near = refused(at_the_border(report), "distortion", "mds")
-    found = with_rehearsal(near, rehearsal(0.6), warn_only=True)
+    found = with_rehearsal(near, rehearsal(1.1), warn_only=True)
     assert (found.verdict.decision, found.verdict.exit_code) == ("warn", 0)
     assert rules(found.verdict) == ["mds", "max_distortion"]
     assert (found.rehearsal.verdict.decision, found.rehearsal.verdict.exit_code) == ("warn", 0)

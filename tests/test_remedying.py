@@ -122,7 +122,7 @@ def test_drop_leaves_the_fewest_out_and_the_rest_is_inside(write):
     assert report.deciding.ball.radius_squared <= report.recipe.compat.budget.distortion
     remedy = document["remedy"]
     assert remedy["dropped"] == ["far"]
-    assert remedy["distortion_before"] > 0.3 >= remedy["distortion_after"]
+    assert remedy["distortion_before"] > 0.25 >= remedy["distortion_after"]
     assert listed(remedy["effective"]) == ["one", "two"]
     assert remedy["effective"] == document["recipe"]["effective"]
     assert "# the two one" in remedy["effective"]
@@ -461,7 +461,8 @@ def test_a_model_of_the_pool_takes_the_place_of_the_worst(write, tmp_path, model
     assert report.remedy.left == ("far",)
     # The search read the very distortion that the changed recipe then has.
     assert f"→ {report.remedy.reading_after:.3g}" in report.remedy.notes[0]
-    assert report.remedy.reading_before > 0.3 >= report.remedy.reading_after
+    limit = report.recipe.compat.budget.distortion
+    assert report.remedy.reading_before > limit >= report.remedy.reading_after
     kept = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text(encoding="utf-8"))
     assert [Path(m["model"]).name for m in kept["models"]] == ["one", "three", "two"]
     assert [m["parameters"]["weight"] for m in kept["models"]] == [1.0, 2.0, 1.0]

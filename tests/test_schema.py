@@ -13,7 +13,7 @@ from mergekit_collapse.recipe.validation import parse_compat
 def test_an_empty_block_is_the_default_block(empty):
     block = parse_compat(empty)
     assert block == CompatBlock()
-    assert (block.budget.distortion, block.budget.mds) == (0.3, 3.0)
+    assert (block.budget.distortion, block.budget.mds) == (0.25, None)
     assert block.space == ("hidden", "predictive")
 
 
@@ -176,12 +176,62 @@ def test_a_switch_may_stand_for_its_block():
     assert off.evaluate.max_distortion == CompatBlock().evaluate.max_distortion
 
 
+TASKS = {"tasks": [{"name": "a", "data": "a.txt"}]}
+
+
+def limits_of(block):
+    return block.budget.distortion, block.evaluate.max_distortion
+
+
+def test_the_default_limits_go_by_the_tasks():
+    assert limits_of(parse_compat({})) == limits_of(CompatBlock()) == (0.25, 0.7)
+    assert limits_of(parse_compat({"probes": TASKS})) == (0.45, 1.0)
+    assert limits_of(parse_compat({"probes": {"builtin": False, **TASKS}})) == (0.45, 1.0)
+    # Also beside other keys of the same part, and where a part is a switch.
+    other = {"budget": {"rule": "corollary"}, "evaluate": False}
+    assert limits_of(parse_compat(other)) == (0.25, 0.7)
+    assert limits_of(parse_compat({"probes": TASKS, **other})) == (0.45, 1.0)
+
+
+@pytest.mark.parametrize("probes", [{}, TASKS])
+@pytest.mark.parametrize("limit", [0.25, 0.45, 0.3, None])
+def test_a_limit_that_is_written_always_holds(probes, limit):
+    written = {
+        "budget": {"distortion": limit, "mds": 3.0},
+        "evaluate": {"max_distortion": limit},
+    }
+    assert limits_of(parse_compat({"probes": probes, **written})) == (limit, limit)
+
+
+def test_other_tasks_have_the_limits_of_a_block_that_is_written_so():
+    with_tasks, without = parse_compat({"probes": TASKS}), parse_compat({})
+    assert with_tasks.with_tasks(()) == without
+    assert without.with_tasks(with_tasks.probes.tasks) == with_tasks
+    assert with_tasks.with_tasks(()).with_tasks(with_tasks.probes.tasks) == with_tasks
+    written = parse_compat({"probes": TASKS, "budget": {"distortion": 0.45}})
+    assert limits_of(written.with_tasks(())) == (0.45, 0.7)
+
+
+def test_a_default_limit_is_not_one_that_was_written():
+    block = parse_compat({"evaluate": {"max_own_distortion": 0.25}})
+    assert block.evaluate.wrote("max_own_distortion")
+    assert not block.evaluate.wrote("max_distortion")
+    assert not block.budget.wrote("distortion")
+
+
+def test_wrong_probes_are_told_by_themselves():
+    with pytest.raises(InvalidRecipeError) as caught:
+        parse_compat({"probes": {"sampels": 3}})
+    assert len(str(caught.value).splitlines()) == 2
+
+
 def test_what_is_looked_at_after_the_merge():
     block = parse_compat({})
     assert (block.rehearse, block.monitor.enabled, block.monitor.stop_at) == ("auto", True, None)
     limits = block.evaluate
     assert (limits.enabled, limits.on_collapse, limits.lm_eval) == (True, "reject", ())
-    assert (limits.max_distortion, limits.max_merging_loss) == (0.5, 20)
+    assert (limits.max_distortion, limits.max_merging_loss) == (0.7, 20)
+    assert limits.max_own_distortion == 0.25
     assert (limits.min_variance_ratio, limits.min_rank_ratio) == (0.5, 0.5)
     assert (block.log_to, block.cache.enabled, block.cache.full) == ((), True, False)
     # A default is not validated, and what reads a limit expects a float.
@@ -189,7 +239,11 @@ def test_what_is_looked_at_after_the_merge():
 
 
 @pytest.mark.parametrize(
-    "limit", ["max_distortion", "max_merging_loss", "min_variance_ratio", "min_rank_ratio"]
+    "limit",
+    [
+        *("max_distortion", "max_merging_loss", "max_own_distortion"),
+        *("min_variance_ratio", "min_rank_ratio"),
+    ],
 )
 def test_each_limit_of_the_merged_model_may_be_null(limit):
     block = parse_compat({"evaluate": {limit: None}})

@@ -28,7 +28,10 @@ TASK_OF_PROBE = np.repeat(np.arange(2), PROBES // 2)
 
 
 def made_report(states, names=("near", "close", "od|d\x1b[2J"), **budget):
-    """A report on made states: two tasks, owned by the first and the second expert."""
+    """A report on made states: two tasks, owned by the first and the second expert.
+
+    Both limits are set, so that both are told of.
+    """
     config = MergeConfiguration.model_validate(
         {
             "merge_method": "linear",
@@ -39,7 +42,10 @@ def made_report(states, names=("near", "close", "od|d\x1b[2J"), **budget):
         {"name": task, "data": "rows.txt", "model": name}
         for task, name in zip(("first", "second"), names, strict=False)
     ]
-    block = {"probes": {"builtin": False, "tasks": owned}, "budget": budget}
+    block = {
+        "probes": {"builtin": False, "tasks": owned},
+        "budget": {"distortion": 0.3, "mds": 3.0} | budget,
+    }
     recipe = build_recipe(config, block)
     coefficients = recipe_coefficients(recipe)
     geometry = measure(

@@ -41,6 +41,8 @@ def decisions(document: dict[str, Any]) -> Iterator[Block]:
     """What each stage decided and why, and what the preflight warned of."""
     for stage in stages(document):
         yield [f"{stage.name.capitalize()}: **{stage.decision}**{stage.told}.", *_reasons(stage)]
+    if document["hint"] is not None:
+        yield [plain(document["hint"])]
     if document["remedy"] is not None:
         yield from _remedy(document["remedy"])
     if deciding(document) is None:

@@ -64,12 +64,14 @@ _MEMBER = ("weight_before", "weight_after", "predicted_before", "predicted_after
 _DOCUMENT = {
     "verdict": _VERDICT,
     "gate": _Maybe(_VERDICT),
+    "hint": None,
     "versions": {},
     "timing": {},
     "budget": {
         **dict.fromkeys(("distortion", "mds"), None),
         **{"rule": "ball", "over": "pooled", "space": "hidden", "similarity": "unrelated"},
     },
+    "evaluate": {"max_own_distortion": None},
     "recipe": dict.fromkeys(("path", "sha256", "method")),
     "experts": _Each({"name": "", "model": "", "weight": None}),
     "warnings": _Each(dict.fromkeys(("subject", "message", "advice"), "")),

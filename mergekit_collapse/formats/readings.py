@@ -7,6 +7,7 @@ from typing import Any
 _RULES = {
     "mds": "MDS",
     "merging_loss": "merging loss",
+    "own_distortion": "distortion of answers",
     "variance_ratio": "variance ratio",
     "rank_ratio": "rank ratio",
 }
@@ -137,9 +138,23 @@ def evaluation_readings(found: dict[str, Any], document: dict[str, Any]) -> Iter
         # As the limit counts it: Eq. 1 has a loss negative.
         lost = -loss if loss is not None else None
         yield Reading("merging_loss", "", f"{owner}{task['name']}", lost, why)
+    yield from _own_answers(found, document)
     for rule in ("variance_ratio", "rank_ratio"):
         ratios = [(one[rule], one["layer"]) for one in found["layers"] if one["layer"] > 0]
         if known := [pair for pair in ratios if pair[0] is not None]:
             value, layer = min(known)
             # The layer is no part of the subject: CI systems follow a case by its name.
             yield Reading(rule, "", "the worst layer", value, f"layer {layer}")
+
+
+def _own_answers(found: dict[str, Any], document: dict[str, Any]) -> Iterator[Reading]:
+    """Of the tasks that no loss is known of, where the document has a limit for them."""
+    limit = document["evaluate"]["max_own_distortion"]
+    if limit is None or found["predictive"] is None:
+        return
+    scored = {task["name"] for task in found["tasks"] if task["loss_percent"] is not None}
+    for name, task in found["predictive"]["own_task"].items():
+        if task["owner"] is not None and name not in scored:
+            subject = f"{document['experts'][task['owner']]['name']} on {name}"
+            value, why = task["distortion"], task.get("distortion_reason")
+            yield Reading("own_distortion", "predictive", subject, value, why, limit)

@@ -109,6 +109,7 @@ def _after(report: StoredReport, when: str, evaluation: StoredEvaluation) -> Ite
         value = own if own is not None else measured.worst
         label = f"Distortion, measured {when}"
         yield _meter(label, value, limits.get("max_distortion"), why=measured.why("worst"))
+    yield from _own_answers(evaluation, when, limits.get("max_own_distortion"))
     losses = {t.name: t.loss_percent for t in evaluation.tasks if t.loss_percent is not None}
     if losses:
         worst = min(losses, key=lambda name: losses[name])
@@ -120,6 +121,22 @@ def _after(report: StoredReport, when: str, evaluation: StoredEvaluation) -> Ite
             *(shown.fill, shown.mark),
             over=shown.over,
         )
+
+
+def _own_answers(evaluation: StoredEvaluation, when: str, limit: float | None) -> Iterator[Meter]:
+    """The worst task that no loss is known of, where a limit is set for those."""
+    scored = {task.name for task in evaluation.tasks if task.loss_percent is not None}
+    own = evaluation.predictive.own_task if evaluation.predictive is not None else {}
+    found = {
+        name: task.distortion
+        for name, task in own.items()
+        if task.owner is not None and task.distortion is not None and name not in scored
+    }
+    if limit is None or not found:
+        return
+    worst = max(found, key=lambda name: found[name])
+    label = f"Distortion of answers {when}"
+    yield _meter(label, found[worst], limit, note=short(worst))
 
 
 def _limits(report: StoredReport, evaluation: StoredEvaluation) -> dict[str, float]:

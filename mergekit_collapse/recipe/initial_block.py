@@ -8,6 +8,7 @@ import yaml
 from mergekit.config import MergeConfiguration
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe.default_limits import SHIPPED_ALONE, WITH_TASKS
 from mergekit_collapse.recipe.recipe import Recipe, build_recipe
 from mergekit_collapse.recipe.schema import BUILTIN_TASK, CompatBlock
 from mergekit_collapse.recipe.text import FIELD, lost_block, require_distinct_keys
@@ -76,7 +77,7 @@ def _resolved(document: dict[str, Any], text: str) -> Recipe:
 
 
 def _lines(recipe: Recipe) -> list[str]:
-    d = CompatBlock()
+    d, alone, tasks = CompatBlock(), SHIPPED_ALONE, WITH_TASKS
     return [
         f"{FIELD}:  # read by mergekit-collapse: measured before the merge, judged after it",
         "  probes:",
@@ -84,13 +85,21 @@ def _lines(recipe: Recipe) -> list[str]:
         f"    samples: {d.probes.samples}  # at most this many prompts of each task; or auto",
         *(f"    # {line}" for line in _tasks(recipe)),
         "  budget:  # null switches a limit off",
-        f"    distortion: {d.budget.distortion}  # how far from every expert the best merge may be",
-        f"    mds: {d.budget.mds}  # Merging Difficulty Score of each expert",
+        # What goes by the tasks stays a default, or it would be another's when they come in.
+        f"    # distortion: {alone.distortion}  # of the best merge from every expert; "
+        f"{tasks.distortion} with tasks",
+        f"  # refuses {alone.refuses} (docs/evidence.md),",
+        f"  # with tasks {tasks.refuses}",
+        "    mds: null  # Merging Difficulty Score, of each expert: told, and finds no more",
         f"  rehearse: {d.rehearse}  # auto: merge and measure where the limit is close; "
         "or always, never",
         f"  on_violation: {d.on_violation}  # or warn; or mend it: reweight, drop, karcher, split",
         "  evaluate:  # the merged model",
-        f"    max_distortion: {d.evaluate.max_distortion}",
+        f"    # max_distortion: {alone.max_distortion}  # from any expert; "
+        f"{tasks.max_distortion} with tasks",
+        # By default only, for models that have answers.
+        f"    # max_own_distortion: {d.evaluate.max_own_distortion}  # of the answers on a task "
+        "without a target",
         f"    max_merging_loss: {d.evaluate.max_merging_loss:g}  # percent, of the worst task "
         "that has a target",
         f"    on_collapse: {d.evaluate.on_collapse}  # or warn",
@@ -111,7 +120,7 @@ def _tasks(recipe: Recipe) -> list[str]:
             lines[-1] += "  # .jsonl .csv .parquet .txt, relative to this file"
             lines += [
                 '    text: "{text}"  # fields of a row',
-                '    target: "{label}"  # the right answer; without it no loss is measured',
+                '    target: "{label}"  # the right answer: with it a rehearsal scores the task',
             ]
     return lines if len(lines) > 1 else []
 

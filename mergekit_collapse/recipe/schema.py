@@ -1,7 +1,7 @@
 """The ``compat:`` block of a recipe: its keys, their defaults and what is wrong with a bad one."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -11,6 +11,14 @@ from pydantic import (
     Field,
     field_validator,
     model_validator,
+)
+
+from mergekit_collapse.recipe.default_limits import (
+    MAX_MERGING_LOSS,
+    MAX_OWN_DISTORTION,
+    SHIPPED_ALONE,
+    WITH_TASKS,
+    DefaultLimits,
 )
 
 BUILTIN_TASK = "builtin"
@@ -130,6 +138,10 @@ SpaceName = Literal["hidden", "predictive"]
 class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def wrote(self, key: str) -> bool:
+        """Whether the value is the author's own, and no default."""
+        return key in self.model_fields_set
+
 
 class TaskBlock(_Block):
     """One task of the user's own: its rows, and the expert that it belongs to."""
@@ -188,15 +200,23 @@ class ProbesBlock(_Block):
             raise ValueError(f"two tasks have the name {twice[0]!r}; rename one")
         return self
 
+    @property
+    def default_limits(self) -> DefaultLimits:
+        """What holds where the author of the block wrote no limit."""
+        return WITH_TASKS if self.tasks else SHIPPED_ALONE
+
 
 class BudgetBlock(_Block):
-    """The limits, and which reading is held against them. Null switches a limit off."""
+    """The limits, and which reading is held against them. Null switches a limit off.
 
-    distortion: Annotated[Number, Field(ge=0)] | None = 0.3
+    By itself it has the default limits of a block with tasks.
+    """
+
+    distortion: Annotated[Number, Field(ge=0)] | None = WITH_TASKS.distortion
     rule: Literal["ball", "corollary", "weights"] = "ball"
     over: Literal["pooled", "own_task"] = "pooled"
     space: SpaceName = "hidden"
-    mds: Annotated[Number, Field(ge=1)] | None = 3.0
+    mds: Annotated[Number, Field(ge=1)] | None = None
     similarity: Literal["unrelated", "group_max", "group_minmax"] = "unrelated"
 
     @model_validator(mode="after")
@@ -227,11 +247,15 @@ class MonitorBlock(_Block):
 
 
 class EvaluateBlock(_Block):
-    """What the merged model is held against. Null switches a limit off."""
+    """What the merged model is held against. Null switches a limit off.
+
+    By itself it has the default limits of a block with tasks.
+    """
 
     enabled: Flag = True
-    max_distortion: Annotated[Number, Field(ge=0)] | None = 0.5
-    max_merging_loss: Annotated[Number, Field(ge=0)] | None = 20.0
+    max_distortion: Annotated[Number, Field(ge=0)] | None = WITH_TASKS.max_distortion
+    max_merging_loss: Annotated[Number, Field(ge=0)] | None = MAX_MERGING_LOSS
+    max_own_distortion: Annotated[Number, Field(ge=0)] | None = MAX_OWN_DISTORTION
     min_variance_ratio: Share | None = 0.5
     min_rank_ratio: Share | None = 0.5
     on_collapse: Literal["reject", "warn"] = "reject"
@@ -278,6 +302,21 @@ class CacheBlock(_Block):
         return self.hash == "full"
 
 
+Limits = TypeVar("Limits", BudgetBlock, EvaluateBlock)
+
+
+def _for_probes(block: Limits, probes: ProbesBlock) -> Limits:
+    """The block with the default limits of these probes; what the author wrote stays.
+
+    It does not count as written, so that other probes can have theirs.
+    """
+    values = dict(block)
+    for key in ("distortion", "max_distortion"):
+        if key in values and not block.wrote(key):
+            values[key] = getattr(probes.default_limits, key)
+    return type(block).model_construct(_fields_set=block.model_fields_set, **values)
+
+
 class CompatBlock(_Block):
     """The whole block. ``compat: {}`` is valid: every key has a default."""
 
@@ -291,7 +330,7 @@ class CompatBlock(_Block):
     )
     pooling: Literal["mean", "last_token", "tokens"] = "mean"
     scale: Literal["variance", "rms", "unit", "none"] = "variance"
-    budget: BudgetBlock = BudgetBlock()
+    budget: BudgetBlock = Field(default=BudgetBlock(), validate_default=True)
     rehearse: Literal["auto", "always", "never"] = "auto"
     on_violation: Literal["abort", "warn", "reweight", "drop", "substitute", "karcher", "split"] = (
         "abort"
@@ -300,7 +339,9 @@ class CompatBlock(_Block):
     drop: DropBlock = DropBlock()
     substitute: SubstituteBlock = SubstituteBlock()
     monitor: Annotated[MonitorBlock, BeforeValidator(_switch)] = MonitorBlock()
-    evaluate: Annotated[EvaluateBlock, BeforeValidator(_switch)] = EvaluateBlock()
+    evaluate: Annotated[EvaluateBlock, BeforeValidator(_switch)] = Field(
+        default=EvaluateBlock(), validate_default=True
+    )
     report: Path | None = None
     log_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
     cache: Annotated[CacheBlock, BeforeValidator(_switch)] = CacheBlock()
@@ -309,6 +350,23 @@ class CompatBlock(_Block):
     def layers(self) -> Literal["last", "all"] | tuple[int, ...]:
         """``layer`` with a single number as a list of one."""
         return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+    def with_tasks(self, tasks: tuple[TaskBlock, ...]) -> "CompatBlock":
+        """The block with other tasks, as if it had been written so."""
+        probes = self.probes.model_copy(update={"tasks": tasks})
+        limits = {
+            "budget": _for_probes(self.budget, probes),
+            "evaluate": _for_probes(self.evaluate, probes),
+        }
+        return self.model_copy(update={"probes": probes, **limits})
+
+    @field_validator("budget", "evaluate")
+    @classmethod
+    def _limits_are_of_the_probes(cls, block: Any, info: Any) -> Any:
+        # pydantic's ValidationInfo, a protocol that no instance can be checked against.
+        # Where the probes are wrong themselves, the block is refused for that.
+        probes = info.data.get("probes")
+        return block if probes is None else _for_probes(block, probes)
 
     @model_validator(mode="after")
     def _budget_is_measurable(self) -> "CompatBlock":

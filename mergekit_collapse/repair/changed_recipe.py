@@ -81,5 +81,4 @@ def _without_tasks(recipe: Recipe, dropped: Collection[int]) -> CompatBlock:
         for task, owner in zip(recipe.compat.probes.tasks, recipe.owners, strict=True)
         if owner not in dropped
     )
-    probes = recipe.compat.probes.model_copy(update={"tasks": tasks})
-    return recipe.compat.model_copy(update={"probes": probes})
+    return recipe.compat.with_tasks(tasks)

@@ -135,8 +135,7 @@ def _with_owners(recipe: Recipe, new: dict[int, ModelReference]) -> CompatBlock:
         task.model_copy(update={"model": str(new[owner])}) if owner in new else task
         for task, owner in zip(recipe.compat.probes.tasks, recipe.owners, strict=True)
     )
-    probes = recipe.compat.probes.model_copy(update={"tasks": tasks})
-    return recipe.compat.model_copy(update={"probes": probes})
+    return recipe.compat.with_tasks(tasks)
 
 
 def _said(before: Recipe, after: Recipe, swap: Swap) -> str:

@@ -19,6 +19,7 @@ from mergekit_collapse.report.geometry_document import (
     groups_document,
     scores_document,
 )
+from mergekit_collapse.report.hint import hint
 from mergekit_collapse.report.remedy import remedy_document
 from mergekit_collapse.report.report import Measurement, Report
 from mergekit_collapse.stopping import Stop
@@ -49,6 +50,7 @@ def to_document(report: Report) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "verdict": verdict_document(report.verdict),
         "gate": verdict_document(report.gate_verdict),
+        **defined("hint", hint(report), "nothing is left open that a rehearsal would tell"),
         "versions": dict(report.versions),
         "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
         "budget": recipe.compat.budget.model_dump(),

@@ -47,6 +47,7 @@ class StoredReport(Part):
     format_version: Annotated[int, Strict(), Field(ge=1)]
     verdict: StoredVerdict
     gate: StoredVerdict | None = None
+    hint: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     timing: dict[str, Number] = Field(default_factory=dict)
     budget: StoredBudget = StoredBudget()

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 
 from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
+from mergekit_collapse.evaluation.judgement import unscored_tasks
 from mergekit_collapse.findings import printable
-from mergekit_collapse.judging import deciding_distortion, is_borderline
+from mergekit_collapse.judging import deciding_distortion
+from mergekit_collapse.report.hint import hint
 from mergekit_collapse.report.remedy import summary
 from mergekit_collapse.report.report import Report, cell
 
@@ -35,21 +37,8 @@ def verdict_lines(report: Report) -> Iterator[str]:
     else:
         yield _head(report)
         yield from (f"  - {printable(str(reason))}" for reason in report.verdict.reasons)
-    yield from _near(report)
-
-
-def _near(report: Report) -> Iterator[str]:
-    """A hint where the geometry cannot tell and nothing else was asked."""
-    geometry, block = report.deciding, report.recipe.compat
-    if geometry is None or report.rehearsal is not None or report.evaluation is not None:
-        return
-    if is_borderline(geometry, block.budget):
-        # Under auto it was due, and could not be made layer by layer.
-        which = "auto" if block.rehearse == "never" else "always"
-        yield (
-            "  The limit lies within the interval of the reading, so that the geometry cannot tell;"
-            f" a rehearsal measures the real merge (`rehearse: {which}`)."
-        )
+    if (advice := hint(report)) is not None:
+        yield f"  {advice}"
 
 
 def _head(report: Report) -> str:
@@ -105,3 +94,7 @@ def _merged_within(report: Report) -> Iterator[str]:
     losses = [-task.loss_percent for task in found.tasks if task.loss_percent is not None]
     if limits.max_merging_loss is not None and losses:
         yield _held("worst merging loss", max(*losses, 0.0), limits.max_merging_loss, " %")
+    if limits.max_own_distortion is not None and found.predictive is not None:
+        own_tasks = unscored_tasks(found.predictive, found)
+        if known := [task.distortion for task in own_tasks if task.distortion is not None]:
+            yield _held("distortion of answers", max(known), limits.max_own_distortion)

@@ -28,7 +28,7 @@ from mergekit_collapse.study.score_counts import (
     count_answers,
 )
 
-# Losses that count as collapse, and the default of budget.mds.
+# Losses that count as collapse, and a limit that the tables are held against.
 WORSE_THAN = (-20.0, -30.0)
 LIMIT = 3.0
 

@@ -24,7 +24,8 @@ class Signal:
         name: of the space, then words of the block: what the limit is on.
         space: where it is measured.
         before: whether it is known before anything is merged.
-        default: the block's own limit; None where that is switched off.
+        default: the limit of a block with tasks, without which no merge has a loss; None where that
+            is switched off.
         block: the lines under ``compat:`` that make it alone decide, ``{limit}`` standing for
             the number.
         read: it, out of a report.
