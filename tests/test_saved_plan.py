@@ -46,6 +46,7 @@ BLOCK = {
         "tasks": [{"name": "mine", "data": "probes.txt"}],
     },
     "space": "hidden",
+    "budget": {"mds": 3.0},
     "cache": False,
 }
 CHANGE = {

@@ -318,6 +318,6 @@ def test_readings_that_the_recipe_leaves_undefined_are_said_to_be():
     for clouded, keys in (
         (states, {"rule": "weights", "mds": None}),
         (states, {"over": "own_task", "mds": None}),
-        (two, {"distortion": None, "similarity": "group_minmax"}),
+        (two, {"distortion": None, "mds": 3.0, "similarity": "group_minmax"}),
     ):
         assert outcome(found(clouded, **keys), 0.05, refusing=True) == "undefined"

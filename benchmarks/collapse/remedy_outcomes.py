@@ -31,6 +31,9 @@ from mergekit_collapse.errors import CompatError
 ACTIONS = ("reweight", "protect", "drop", "substitute", "karcher", "split")
 METHODS = ("linear", "ties", "task_arithmetic")
 RECIPES = 16
+WELL_INSIDE = 0.25
+"""Of r²; most merges below it are good. Under the default limit some of these are allowed."""
+REACHED = 1.1
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
@@ -45,19 +48,23 @@ def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:
     return turns[:RECIPES]
 
 
-def block(members: Sequence[str], action: str, folder: Path) -> dict[str, Any]:
+def block(row: MergeRow, action: str, folder: Path) -> dict[str, Any]:
     """The `compat:` block; `protect` is `reweight` with its other goal."""
+    members = row.members
     tasks = [_task(member, folder, scored=action == "substitute") for member in members]
     found: dict[str, Any] = {
         "probes": {"samples": 32, "tasks": tasks},
         "rehearse": "never",
-        "on_violation": "reweight" if action == "protect" else action,
+        "on_violation": action,
+        "budget": {"distortion": WELL_INSIDE},
     }
-    if action in ("reweight", "protect"):
-        # r² does not depend on the weights, so that no weights could help it.
-        goal = "protect" if action == "protect" else "minimax"
-        found["budget"] = {"rule": "weights", "mds": None}
-        found["reweight"] = {"goal": goal, "floor": 0.0}
+    if action == "reweight":
+        # No weights get below r²: the limit is what the best of them reach.
+        limit = REACHED * row.readings["gate.ball"]
+        found |= {"budget": {"rule": "weights", "distortion": limit}, "reweight": {"floor": 0.0}}
+    if action == "protect":
+        found |= {"on_violation": "reweight", "budget": {"rule": "weights"}}
+        found["reweight"] = {"goal": "protect", "floor": 0.0}
     if action == "substitute":
         found["substitute"] = {"pool": [model_path(folder, name) for name in others(members)]}
     return found
@@ -89,7 +96,7 @@ def documents(row: MergeRow, action: str, folder: Path) -> tuple[list[dict[str, 
     """The recipes that the gate would merge in the place of this one, and what it says."""
     document = Merge(row.members, row.method).document(folder)
     recipe = folder / "remedied.yml"
-    document["compat"] = block(row.members, action, folder)
+    document["compat"] = block(row, action, folder)
     recipe.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     try:
         report = mergekit_collapse.check(recipe)
