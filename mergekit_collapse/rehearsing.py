@@ -35,8 +35,13 @@ def is_due(report: Report) -> bool:
 
 
 def may_be_overruled(report: Report) -> bool:
-    """Whether a rehearsal could allow what the geometry refused."""
-    if not _decides_distortion(report):
+    """Whether a rehearsal could allow what the geometry refused.
+
+    That is a distortion that is borderline, or over the default limit where the rehearsal will
+    say what every expert's task loses: losses tell collapse better than any limit of r²
+    (``docs/evidence.md``). A limit that the author wrote stands.
+    """
+    if not _decides_distortion(report) and not _losses_decide(report):
         return False
     return all(reason.rule == "distortion" for reason in report.verdict.reasons)
 
@@ -46,8 +51,9 @@ def with_rehearsal(
 ) -> Report:
     """The report with a rehearsal, judged: the limits of ``evaluate``, and exit code 3.
 
-    Where the geometry is borderline the rehearsal decides in the place of its distortion; a
-    Merging Difficulty Score over its limit stands.
+    Where the geometry is borderline the rehearsal decides in the place of its distortion. So it
+    does where it allows a merge of which every expert's loss is known, unless the author wrote the
+    limit. A Merging Difficulty Score over its limit stands.
 
     Args:
         warn_only: a passed limit warns instead.
@@ -74,7 +80,9 @@ def with_rehearsal(
     notes = (*rehearsal.notes, *unjudged(rehearsal, block.evaluate))
     rehearsal = replace(rehearsal, verdict=found, notes=notes)
     # One that was stopped has not measured it.
-    decided = rehearsal.hidden is not None and _decides_distortion(report)
+    decided = rehearsal.hidden is not None and (
+        _decides_distortion(report) or (not reasons and _all_lost_little(report, rehearsal))
+    )
     standing = tuple(
         reason for reason in report.verdict.reasons if not (decided and reason.rule == "distortion")
     )
@@ -131,6 +139,23 @@ def _decides_distortion(report: Report) -> bool:
     geometry, block = report.deciding, report.recipe.compat
     limited = block.evaluate.max_distortion is not None
     return limited and geometry is not None and is_borderline(geometry, block.budget)
+
+
+def _losses_decide(report: Report) -> bool:
+    """Whether every expert owns a task with answers, by which ``rehearse: always`` scores it."""
+    recipe = report.recipe
+    block = recipe.compat
+    pairs = zip(block.probes.tasks, recipe.owners, strict=True)
+    scored = {owner for task, owner in pairs if task.target is not None}
+    limited = block.evaluate.max_merging_loss is not None
+    wanted = block.rehearse == "always" and not block.budget.wrote("distortion")
+    return limited and wanted and scored >= set(range(len(recipe.experts)))
+
+
+def _all_lost_little(report: Report, rehearsal: Evaluation) -> bool:
+    """Whether every expert's loss is known, which was found to be within its limit."""
+    known = {task.owner for task in rehearsal.tasks if task.loss_percent is not None}
+    return _losses_decide(report) and known >= set(range(len(report.recipe.experts)))
 
 
 def _verdict(reasons: tuple[Reason, ...], code: int, warn_only: bool) -> Verdict:

@@ -16,7 +16,7 @@ from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.judging import is_borderline
-from mergekit_collapse.recipe.schema import BudgetBlock, MonitorBlock
+from mergekit_collapse.recipe.schema import BudgetBlock, MonitorBlock, TaskBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
 from mergekit_collapse.report import terminal
 from mergekit_collapse.verdict import Reason, Verdict
@@ -193,6 +193,67 @@ def test_a_distortion_far_over_its_limit_stands(report):
     far = refused(with_block(report, {"distortion": 0.0}, rehearse="always"), "distortion")
     found = with_rehearsal(far, rehearsal(0.1), warn_only=False)
     assert (found.verdict.exit_code, rules(found.verdict)) == (3, ["distortion"])
+
+
+@pytest.fixture
+def scored(report):
+    """Over the default limit, far from its border; the tasks of both experts have answers."""
+    tasks = tuple(
+        TaskBlock(name=name, data="rows.txt", model=name, target="{label}")
+        for name in report.recipe.names
+    )
+    written = {"budget": BudgetBlock(), "rehearse": "always"}
+    compat = report.recipe.compat.model_copy(update=written).with_tasks(tasks)
+    recipe = dataclasses.replace(report.recipe, compat=compat, owners=(0, 1))
+    hidden = report.measurement.hidden
+    far = dataclasses.replace(hidden.confidence, ball_radius_squared=Interval(0.8, 1.0, None))
+    hidden = dataclasses.replace(hidden, confidence=far)
+    measurement = dataclasses.replace(report.measurement, hidden=hidden)
+    return refused(
+        dataclasses.replace(report, recipe=recipe, measurement=measurement), "distortion"
+    )
+
+
+def lost(report, *percent):
+    return tuple(
+        TaskLoss(name, owner, "accuracy", 32, 0.9, 0.9, loss, None if loss is not None else "why")
+        for owner, (name, loss) in enumerate(zip(report.recipe.names, percent, strict=True))
+    )
+
+
+def test_what_the_tasks_lose_decides_in_the_place_of_the_default_limit(scored):
+    assert may_be_overruled(scored)
+    good = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, 0.0, -19.0)), warn_only=False)
+    assert good.verdict.decision == "allow"
+    # Refused by both, it has both reasons.
+    bad = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, 0.0, -21.0)), warn_only=False)
+    assert (bad.verdict.exit_code, rules(bad.verdict)) == (3, ["distortion", "max_merging_loss"])
+    far = with_rehearsal(scored, rehearsal(1.1, tasks=lost(scored, 0.0, -19.0)), warn_only=False)
+    assert rules(far.verdict) == ["distortion", "max_distortion"]
+
+
+@pytest.mark.parametrize("losses", [(0.0, None), (None, None), (0.0, float("nan"))])
+def test_a_loss_that_is_not_known_overrules_nothing(scored, losses):
+    found = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, *losses)), warn_only=False)
+    assert found.verdict.exit_code == 3
+    assert "distortion" in rules(found.verdict)
+
+
+def test_a_limit_that_the_author_wrote_stands(scored):
+    for keys in (
+        {"budget": BudgetBlock(distortion=0.45)},
+        {"rehearse": "auto"},
+        {"evaluate": scored.recipe.compat.evaluate.model_copy(update={"max_merging_loss": None})},
+    ):
+        compat = scored.recipe.compat.model_copy(update=keys)
+        other = dataclasses.replace(
+            scored, recipe=dataclasses.replace(scored.recipe, compat=compat)
+        )
+        assert not may_be_overruled(other)
+        found = rehearsal(0.9, tasks=lost(other, 0.0, 0.0))
+        assert rules(with_rehearsal(other, found, warn_only=False).verdict) == ["distortion"]
+    alone = dataclasses.replace(scored.recipe, owners=(0, None))
+    assert not may_be_overruled(dataclasses.replace(scored, recipe=alone))
 
 
 def test_what_stopped_the_rehearsal_is_a_reason(report):

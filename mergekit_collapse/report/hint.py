@@ -12,7 +12,8 @@ def hint(report: Report) -> str | None:
     """A sentence that advises a rehearsal; None where one was made, or nothing is near.
 
     Near is r² in the grey zone of the default limits, of which measured merges say how many
-    collapse there, or any reading with its limit inside its interval.
+    collapse there, any r² over the default limit, which refuses good merges too, or any reading
+    with its limit inside its interval.
     """
     geometry, block = report.deciding, report.recipe.compat
     if geometry is None or report.rehearsal is not None or report.evaluation is not None:
@@ -22,7 +23,7 @@ def hint(report: Report) -> str | None:
         if (zone := _grey_zone(block)) is not None and zone[0] < radius <= zone[1]:
             return _in_zone(radius, block.probes)
     if not is_borderline(geometry, block.budget):
-        return None
+        return _over(report)
     # Under auto it was due, and could not be made layer by layer.
     which = "auto" if block.rehearse == "never" else "always"
     return (
@@ -43,6 +44,20 @@ def _grey_zone(block: CompatBlock) -> tuple[float, float] | None:
         return None
     found = block.probes.default_limits
     return found.grey, min(budget.distortion, found.distortion)
+
+
+def _over(report: Report) -> str | None:
+    """What a refusal by the default limit is worth."""
+    block, reasons = report.recipe.compat, report.verdict.reasons
+    by_radius = reasons and all(reason.rule == "distortion" for reason in reasons)
+    if not by_radius or block.budget.wrote("distortion") or _grey_zone(block) is None:
+        return None
+    found = block.probes.default_limits
+    return (
+        f"r² over {found.distortion:g} refuses {found.refuses}, of tasks that the limit was not "
+        "chosen on (docs/evidence.md). With `rehearse: always`, and `model:` and `target:` of "
+        "every expert's task, what the tasks lose decides."
+    )
 
 
 def _in_zone(radius_squared: float, probes: ProbesBlock) -> str:
