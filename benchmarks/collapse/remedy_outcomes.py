@@ -58,8 +58,8 @@ def block(row: MergeRow, action: str, folder: Path) -> dict[str, Any]:
         "on_violation": action,
         "budget": {"distortion": WELL_INSIDE},
     }
-    if action == "reweight":
-        # No weights get below r²: the limit is what the best of them reach.
+    if action in ("reweight", "karcher"):
+        # No weights, and no method, get below r²: the limit is what the best of them reach.
         limit = REACHED * row.readings["gate.ball"]
         found |= {"budget": {"rule": "weights", "distortion": limit}, "reweight": {"floor": 0.0}}
     if action == "protect":
