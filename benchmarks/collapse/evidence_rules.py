@@ -1,11 +1,12 @@
 """What the default limits get right and wrong, and what others would."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from merge_rows import MergeRow, column
 from rules import Rule, before, collapsed, fit, judge, over_any, rates, rejected
+from signal_names import limits_said, signals_said
 
 from mergekit_collapse.recipe.default_limits import SHIPPED_ALONE, WITH_TASKS
 from mergekit_collapse.recipe.schema import EvaluateBlock
@@ -59,19 +60,19 @@ def default_table(rows: Sequence[MergeRow]) -> Iterator[str]:
     for part, some in _parts(rows).items():
         early = over_any(some, before(tasks=True))
         late = rejected(some, limits)
-        yield line(f"{part}before: {_said(before(tasks=True))}", rates(some, early))
+        yield line(f"{part}before: {limits_said(before(tasks=True))}", rates(some, early))
         yield line(f"{part}{after}", rates(some, late))
         yield line(f"{part}before or after", rates(some, early | late))
     shipped = before(tasks=False)
-    yield line(f"shipped probes alone: {_said(shipped)}", judge(rows, shipped))
-    yield line(f"as it was: {_said(FORMER)}", judge(rows, FORMER))
-    yield from (line(_said({k: v}), judge(rows, {k: v})) for k, v in FORMER.items())
+    yield line(f"before: {limits_said(shipped)}", judge(rows, shipped))
+    yield line(f"as it was: {limits_said(FORMER)}", judge(rows, FORMER))
+    yield from (line(limits_said({k: v}), judge(rows, {k: v})) for k, v in FORMER.items())
     alone = {"gate_pooled": limits.max_distortion, "predictive_own": limits.max_own_distortion}
     for name, limit in alone.items():
         known = [row for row in rows if not np.isnan(row.readings[f"measured.{name}"])]
         if known and limit is not None:
             rule = {f"measured.{name}": limit}
-            yield line(f"after: {_said(rule)}", judge(known, rule))
+            yield line(f"after: {limits_said(rule)}", judge(known, rule))
     yield ""
 
 
@@ -106,7 +107,7 @@ def _fitted(rule: Rule) -> str:
     limits = ", ".join(f"{limit:.3g}" for limit in rule.limits)
     seen, out = rule.in_sample, rule.left_out.rates if rule.left_out else None
     cells = [
-        " or ".join(rule.signals),
+        signals_said(rule.signals),
         limits,
         short(seen.recall),
         short(seen.false_refusal),
@@ -120,10 +121,6 @@ def line(name: str, found: ErrorRates) -> str:
     """One rule's rates with their intervals."""
     shares = (found.precision, found.recall, found.false_refusal)
     return f"| {name} | {found.refused} of {found.rows} | {' | '.join(map(full, shares))} |"
-
-
-def _said(limits: Mapping[str, float]) -> str:
-    return " or ".join(f"{name} > {limit:g}" for name, limit in limits.items())
 
 
 def short(share: Share) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from evidence_signals import shown
 from merge_rows import MergeRow, column
 from rules import before, over_any, rates, rejected
+from signal_names import limits_said
 from signal_quality import Quality, quality
 
 from mergekit_collapse.recipe.schema import EvaluateBlock
@@ -19,7 +20,7 @@ def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
     unseen = [row for row in rows if row.unseen]
     limits, early = EvaluateBlock(), before(tasks=True)
     yield (
-        f"- **Before a merge** the default, {_said(early)}, refuses "
+        f"- **Before a merge** the default, {limits_said(early)}, refuses "
         f"{_both(rates(seen, over_any(seen, early)))}; on tasks that it was not chosen on, "
         f"{_both(rates(unseen, over_any(unseen, early)))}."
     )
@@ -39,6 +40,23 @@ def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
         f" {shown(count.auroc)}, sign conflict of the parameters {shown(conflict.auroc)}"
         f" (on {conflict.rows} of {ball.rows} merges)."
     )
+    pairs = [row for row in seen if len(row.members) == 2]
+    names = {
+        "r²": "gate.ball",
+        "predicted distortion of the recipe": "recipe.predicted",
+        "vector length": "largest_norm",
+        "the base's score": "base_score",
+        "sign conflict": "sign_change_ratio",
+        "linear CKA": "cka_mean",
+        "gradients at the base": "gradient_base_l2",
+    }
+    told = {label: _known(pairs, name).auroc.value for label, name in names.items()}
+    shares = ", ".join(f"{label} {value:.2f}" for label, value in told.items())
+    scored = _known(pairs, "measured.few_loss").auroc.value
+    yield (
+        f"- **Among {len(pairs)} pairs alone** nothing that is known before a merge tells it well:"
+        f" AUROC {shares}; the loss on those rows {scored:.2f}."
+    )
     apart = [row for row in rows if len(row.families) == len(row.members)]
     measured, radius = column(apart, "measured.hidden_pooled"), column(apart, "hidden32.ball")
     below = int((measured < radius * (1 - 1e-3)).sum())
@@ -54,11 +72,6 @@ def _known(rows: Sequence[MergeRow], name: str) -> Quality:
     if found is None:
         raise ValueError(f"too few merges have {name!r}; make more of them")
     return found
-
-
-def _said(limits: dict[str, float]) -> str:
-    names = {"gate.ball": "r²", "gate.mds_unrelated": "MDS"}
-    return " or ".join(f"{names[name]} over {limit:g}" for name, limit in limits.items())
 
 
 def _after(limits: EvaluateBlock) -> str:

@@ -1,6 +1,6 @@
 """The signals that the document compares, and what they are called there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 BEFORE: Mapping[str, str] = {
     "gate.ball": "r², hidden, own and shipped probes",
@@ -67,3 +67,28 @@ RIVALS: Mapping[str, str] = {
     "mergelens_diagnose": "MergeLens, `diagnose`",
 }
 """What others foretell collapse by."""
+
+_SHORT: Mapping[str, str] = {
+    "gate.ball": "r²",
+    "gate.mds_unrelated": "MDS",
+    "gate.own": "own-task distortion predicted",
+    "hidden_builtin.ball": "r² of shipped probes alone",
+    "predictive.own": "own-task distortion predicted, predictive",
+    "last_token.own": "own-task distortion predicted, last token",
+    "every_layer.own": "own-task distortion predicted, mean over layers",
+    "largest_norm": "‖θ − θ₀‖",
+    "measured.hidden_own": "own-task distortion measured",
+    "measured.predictive_own": "own-task distortion measured, predictive",
+    "measured.every_layer_own": "own-task distortion measured, mean over layers",
+    "measured.gate_pooled": "distortion measured",
+}
+
+
+def limits_said(limits: Mapping[str, float]) -> str:
+    """``r² over 0.45 or MDS over 3``."""
+    return " or ".join(f"{_SHORT[name]} over {limit:g}" for name, limit in limits.items())
+
+
+def signals_said(names: Sequence[str]) -> str:
+    """``r² or MDS``."""
+    return " or ".join(_SHORT[name] for name in names)
