@@ -161,6 +161,24 @@ def test_an_expert_of_a_pool_is_called_by_name_model_or_task(tmp_path):
         expert_called("jobs", both)
 
 
+def test_a_pool_finds_an_expert_where_a_task_does(tmp_path):
+    """Also among the earlier merges of mergekit-multi."""
+    for folder in ("merges/first", "second"):
+        (tmp_path / folder).mkdir(parents=True)
+    models = [str(tmp_path / "merges" / "first"), str(tmp_path / "second")]
+    tasks = [{"name": "jobs", "data": "rows.txt", "model": "./first"}]
+    found = build_recipe(
+        MergeConfiguration.model_validate(
+            {"merge_method": "linear", "models": [{"model": m} for m in models]}
+        ),
+        {"probes": {"tasks": tasks}},
+        folder=tmp_path,
+        merges=tmp_path / "merges",
+    )
+    assert found.owners == (0,)
+    assert (expert_called("./first", found), expert_called("./second", found)) == (0, 1)
+
+
 def test_the_places_of_a_pool_are_those_of_its_experts(tmp_path):
     found = substitute_pool(recipe(tmp_path, {"left": ["a", "lone"], "jobs": "b", "right": ["a"]}))
     assert [str(model) for model in found.models] == ["a", "b"]
@@ -182,5 +200,9 @@ def test_a_pool_names_the_experts_that_there_are_after_a_change(tmp_path):
     changed = with_renamed(pool, keys)
     assert changed == {"x/left": ["a"], "jobs": ["b"], "y/left": ["c"], "lone": "d"}
     assert substitute_pool(recipe(tmp_path, changed, ("x/left", "y/left", "lone"), "y/left"))
-    assert with_renamed({"a": "1", "b": ["2"]}, {"a": "b"}) == {"b": ["1", "2"]}
+    with_folders = {"spam": "./seed1", "./models/spam": ["./b"], "era": "./seed2"}
+    both = with_renamed(with_folders, {"spam": "new", "./models/spam": "new"})
+    assert both == {"new": ["./seed1", "./b"], "era": "./seed2"}
+    assert with_renamed({"a": ["./b"], "b": "./seed1"}, {"a": "b"}) == {"b": ["./b", "./seed1"]}
+    assert with_renamed({"a": "./a1", "b": "./b1"}, {"a": "b"}) == {"b": ["./a1", "./b1"]}
     assert with_renamed(["a"], {}) == ["a"]
