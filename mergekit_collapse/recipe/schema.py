@@ -104,7 +104,7 @@ def _candidates(value: Any, wanted: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{wanted} is expected, got {_shown(value)}")
     for model in value:
-        if not isinstance(model, str) or not model:
+        if not isinstance(model, str) or not model.strip():
             raise ValueError(f"{wanted} is expected, got {_shown(model)} in it")
         _without_nul(model)
     return tuple(value)
@@ -139,7 +139,10 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def wrote(self, key: str) -> bool:
-        """Whether the value is the author's own, and no default."""
+        """Whether the value is the author's own, and no default.
+
+        A block that is read back from its own ``model_dump()`` has every key written.
+        """
         return key in self.model_fields_set
 
 
@@ -222,9 +225,9 @@ class BudgetBlock(_Block):
     @model_validator(mode="after")
     def _rules_fit(self) -> "BudgetBlock":
         if self.distortion is None and self.mds is None:
-            raise ValueError(
-                "distortion and mds are both null, so nothing decides; give one a number"
-            )
+            off = "distortion is null, and mds is off unless you give it a number"
+            off = "distortion and mds are both null" if self.wrote("mds") else off
+            raise ValueError(f"{off}, so nothing decides; give one of them a number")
         if self.over == "own_task" and self.rule == "corollary":
             raise ValueError(
                 "rule: corollary bounds pooled probes only; "
