@@ -37,13 +37,15 @@ def test_a_candidate_that_does_not_do_the_task_falls_short_and_it_is_said():
     assert falls_short(SPAM, 0.7199, 20.0) is not None
     assert falls_short(SPAM, 0.9, 0.0) is None
     assert falls_short(SPAM, 0.8999, 0.0) is not None
-    assert falls_short(SPAM, 0.0, 100.0) is None
 
 
 def test_what_a_candidate_may_lose_is_what_the_merge_may():
     assert loss_limit(EvaluateBlock(max_merging_loss=5)) == 5
     assert loss_limit(EvaluateBlock(max_merging_loss=None)) == 20
     assert loss_limit(EvaluateBlock()) == 20
+    # A merge that may lose everything asks nothing of a candidate.
+    for loose in (100, 150, 1e9):
+        assert falls_short(SPAM, 0.0, loss_limit(EvaluateBlock(max_merging_loss=loose)))
 
 
 def pool_of(count, may_take, *, named):
@@ -82,6 +84,22 @@ def test_without_a_score_the_recipes_word_is_taken_and_nothing_else(named):
     assert offered == {0: [2] if named else [], 1: [2, 3]}
     # Named or not, who is scored is held to the score.
     assert set(unfit) == {(1, 3)}
+
+
+@pytest.mark.parametrize("useless", [0.0, math.nan])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_task_that_its_own_expert_cannot_do_tells_nothing(named, useless):
+    nil = OwnTask(1, "era", 0, "era-lora", useless)
+    pool = pool_of(2, ((0, 1), (0, 1)), named=named)
+    scores = {(2, 0): 0.9, (3, 0): 0.2, (2, 1): 0.0, (3, 1): 1.0}
+    offered, unfit = held(pool, (0, 1), (SPAM, nil), scores)
+    assert offered == {0: [2, 3] if named else [], 1: [2, 3]}
+    assert set(unfit) == {(1, 3)}
+    # Beside one that the expert does, that one decides.
+    more = OwnTask(2, "ham", 0, "era-lora", 0.8)
+    offered, unfit = held(pool, (0, 1), (SPAM, nil, more), scores | {(2, 2): 0.8, (3, 2): 0.1})
+    assert offered == {0: [2, 3], 1: [2, 3]}
+    assert set(unfit) == {(0, 3), (1, 3)}
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 5), st.booleans())
@@ -129,7 +147,7 @@ def test_who_is_left_out_for_its_score_is_counted_apart_from_twins():
     found = replace_experts(judge, 3, keep=[0, 1], unfit={(2, 4): "it cannot"})
     assert [t.reason for t in found.tried if t.unfit] == ["it cannot"]
     assert found.reason.startswith(
-        "1 replacement was tried, 1 left out as twins or members and 1 left out for its score; "
+        "1 replacement was tried, 1 left out as a twin or member and 1 left out for its score; "
     )
     # The same candidate would have been the best.
     assert replace_experts(judge, 3, keep=[0, 1]).tried[1].value == pytest.approx(0.01)
