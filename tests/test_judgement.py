@@ -330,6 +330,14 @@ def test_answers_that_were_not_read_are_noted_and_refuse_nothing_by_default():
         assert unjudged(one, EvaluateBlock.model_validate(limits)) == ()
 
 
+def test_answers_without_a_reason_were_not_measured():
+    found = changed(tasks=(loss(-5.0),), predictive=None, predictive_reason=None)
+    (note,) = unjudged(found, EvaluateBlock())
+    assert note.endswith("evaluate.max_own_distortion: task1 (it was not measured)")
+    with pytest.raises(EvaluationError, match="predictive space, but it was not measured; add"):
+        judged(found, max_own_distortion=0.25)
+
+
 @pytest.mark.parametrize("limit", [0.25, 0.9])
 def test_a_limit_that_was_written_is_not_passed_over(limit):
     """Also one that is the default's number."""

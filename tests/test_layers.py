@@ -49,7 +49,7 @@ ROOMS = {
     """,
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation smoke
-        lm_eval_tasks lm_eval_process harness evaluation judgement
+        lm_eval_tasks lm_eval_process harness evaluation unscored own_answers judgement
     """,
     "material finished_merge": "",
     "watch": "layer_tasks layer_order substitution observer watch rehearsal",
