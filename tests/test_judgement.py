@@ -13,7 +13,7 @@ from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured, MeasuredTask
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.report.evaluation_document import verdict_document
 from mergekit_collapse.verdict import passed
 

@@ -17,9 +17,9 @@ ROOMS = {
         cached_files kept_values whole_file json_file
     """,
     "recipe": """
-        default_limits schema validation compat_source text context groups recipe source_layers
-        coefficients places pool_experts own_weights reweighted layer_weights members other_method
-        document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
+        default_limits values limits schema validation compat_source text context groups recipe
+        source_layers coefficients places pool_experts own_weights reweighted layer_weights members
+        other_method document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
     """,
     "preflight": """
         tensor_headers hub_repository model_source checkpoint weight_files model_config

@@ -12,9 +12,9 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.recipe.pool_experts import expert_called, renamed_experts, with_renamed
 from mergekit_collapse.recipe.recipe import build_recipe
-from mergekit_collapse.recipe.schema import EvaluateBlock
 from mergekit_collapse.remedy.criterion import Criterion
 from mergekit_collapse.remedy.group_reading import ball_reading
 from mergekit_collapse.remedy.replacing import replace_experts

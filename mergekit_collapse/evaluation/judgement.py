@@ -9,7 +9,7 @@ from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.own_answers import far_answers, unread_tasks, why_unread
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict, concerns, passed
 
 _OF_EXPERTS = ("max_distortion", "max_merging_loss", "max_own_distortion")

@@ -6,7 +6,7 @@ from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.unscored import unscored
 from mergekit_collapse.geometry.measured import Measured, MeasuredTask
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.verdict import Reason, passed
 
 

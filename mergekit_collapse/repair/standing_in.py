@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mergekit_collapse.material import Material
 from mergekit_collapse.recipe.default_limits import MAX_MERGING_LOSS
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.remedy.same_tasks import OwnTask, falls_short
 from mergekit_collapse.repair.replacement_limits import Lineup
 from mergekit_collapse.repair.substitute_pool import SubstitutePool

@@ -9,11 +9,12 @@ from mergekit_collapse.assessment import Assessment
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.recipe.compat_source import CompatSource
 from mergekit_collapse.recipe.groups import all_groups
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.recipe.members import block_with_owner, with_replaced
 from mergekit_collapse.recipe.places import resolved
 from mergekit_collapse.recipe.pool_experts import renamed_experts, with_renamed
 from mergekit_collapse.recipe.recipe import Recipe, short_names
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, SubstituteBlock
+from mergekit_collapse.recipe.schema import CompatBlock, SubstituteBlock
 from mergekit_collapse.recipe.text import FIELD
 from mergekit_collapse.recipe.yaml_edit import edit_yaml
 from mergekit_collapse.remedy.replacing import Swap, Trial, replace_experts
