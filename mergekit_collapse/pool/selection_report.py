@@ -200,6 +200,6 @@ def _other_limit(selection: Selection) -> Iterator[str]:
         assert sought is not None
         assert judged is not None
         yield (
-            f"  note: they were sought by the default limit of a block with tasks, distortion "
-            f"{sought:g}; none of them has one, so that theirs is {judged:g}"
+            "  note: the chosen were sought by the default limit of a block with tasks, "
+            f"distortion {sought:g}; none of them has one, so that theirs is {judged:g}"
         )
