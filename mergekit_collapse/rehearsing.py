@@ -9,10 +9,12 @@ from mergekit.options import MergeOptions
 from mergekit_collapse.errors import MergeRefusedError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
+from mergekit_collapse.evaluation.known_losses import ROWS, limits_losses, losses_tell
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.judging import is_borderline
 from mergekit_collapse.material import Material
+from mergekit_collapse.recipe.counted_reading import is_counted
 from mergekit_collapse.report.report import Report
 from mergekit_collapse.verdict import ALLOW, Reason, Verdict
 from mergekit_collapse.watch.rehearsal import rehearse, scratch
@@ -20,6 +22,10 @@ from mergekit_collapse.watch.substitution import may_draw
 from mergekit_collapse.watch.watch import Watch
 
 Merge = Callable[..., Any]
+_BY_LOSSES = (
+    "what the tasks lost decided in the place of the default limit of r²; where the recipe is run, "
+    "that needs `rehearse: always` in its block"
+)
 
 
 def is_due(report: Report) -> bool:
@@ -52,8 +58,8 @@ def with_rehearsal(
     """The report with a rehearsal, judged: the limits of ``evaluate``, and exit code 3.
 
     Where the geometry is borderline the rehearsal decides in the place of its distortion. So it
-    does where it allows a merge of which every expert's loss is known, unless the author wrote the
-    limit. A Merging Difficulty Score over its limit stands.
+    does where it allows a merge whose losses tell what it is worth to every expert, unless the
+    author wrote the limit. A Merging Difficulty Score over its limit stands.
 
     Args:
         warn_only: a passed limit warns instead.
@@ -79,10 +85,12 @@ def with_rehearsal(
         found = _verdict(reasons, code, warn_only)
     notes = (*rehearsal.notes, *unjudged(rehearsal, block.evaluate))
     rehearsal = replace(rehearsal, verdict=found, notes=notes)
+    told = losses_tell(rehearsal, block.evaluate, len(report.recipe.experts))
+    by_losses = told and not reasons and may_be_overruled(report)
+    if by_losses and report.verdict.reasons:
+        rehearsal = replace(rehearsal, notes=(*rehearsal.notes, _BY_LOSSES))
     # One that was stopped has not measured it.
-    decided = rehearsal.hidden is not None and (
-        _decides_distortion(report) or (not reasons and _all_lost_little(report, rehearsal))
-    )
+    decided = by_losses or (rehearsal.hidden is not None and _decides_distortion(report))
     standing = tuple(
         reason for reason in report.verdict.reasons if not (decided and reason.rule == "distortion")
     )
@@ -142,20 +150,19 @@ def _decides_distortion(report: Report) -> bool:
 
 
 def _losses_decide(report: Report) -> bool:
-    """Whether every expert owns a task with answers, by which ``rehearse: always`` scores it."""
-    recipe = report.recipe
-    block = recipe.compat
-    pairs = zip(block.probes.tasks, recipe.owners, strict=True)
-    scored = {owner for task, owner in pairs if task.target is not None}
-    limited = block.evaluate.max_merging_loss is not None
-    wanted = block.rehearse == "always" and not block.budget.wrote("distortion")
-    return limited and wanted and scored >= set(range(len(recipe.experts)))
+    """Whether ``rehearse: always`` will score every task of every expert, and r² is the default's.
 
-
-def _all_lost_little(report: Report, rehearsal: Evaluation) -> bool:
-    """Whether every expert's loss is known, which was found to be within its limit."""
-    known = {task.owner for task in rehearsal.tasks if task.loss_percent is not None}
-    return _losses_decide(report) and known >= set(range(len(report.recipe.experts)))
+    What it scores is as much as the losses that were held against outcomes.
+    """
+    block, measurement = report.recipe.compat, report.measurement
+    if measurement is None or block.rehearse != "always" or not is_counted(block):
+        return False
+    if block.budget.wrote("distortion") or not limits_losses(block.evaluate):
+        return False
+    answered = {task.name for task in block.probes.tasks if task.target is not None}
+    owned = [task for task in measurement.probe_set.tasks if task.owner is not None]
+    every = {task.owner for task in owned} == set(range(len(report.recipe.experts)))
+    return every and all(task.name in answered and task.rows >= ROWS for task in owned)
 
 
 def _verdict(reasons: tuple[Reason, ...], code: int, warn_only: bool) -> Verdict:

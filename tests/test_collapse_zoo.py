@@ -194,7 +194,7 @@ def space(states, members, tasks_read, extra=()):
 
 def test_signals_are_those_of_the_gate(states):
     members = ("sentiment", "spam", "era")
-    readings = geometry_signals.readings_of(members)
+    readings = geometry_signals.readings_of(members, wide=True)
     group, each = geometry_signals.signals(members, states, readings)
     found = measure(
         space(states, members, [*members, "builtin"]),

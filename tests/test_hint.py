@@ -53,7 +53,7 @@ def test_the_zone_ends_above_what_is_surely_good_and_at_the_limit(measured, task
         assert hint(at(measured, outside, tasks)) is None
 
 
-@pytest.mark.parametrize(("tasks", "rates"), [(OWN, "1 of 2"), ((), "2 of 5")])
+@pytest.mark.parametrize(("tasks", "rates"), [(OWN, "1 of 4"), ((), "1 of 6")])
 def test_a_refusal_by_the_default_limit_says_what_it_is_worth(measured, tasks, rates):
     over = Reason("distortion", "a reading", "near", 0.9, None, 0.45, "advice")
     other = Reason("mds", "a reading", "near", 4.0, None, 3.0, "advice")
@@ -63,7 +63,7 @@ def test_a_refusal_by_the_default_limit_says_what_it_is_worth(measured, tasks, r
         return hint(dataclasses.replace(far, verdict=Verdict("refuse", 3, reasons)))
 
     said = refused(over)
-    assert f"refuses {rates} collapses" in said
+    assert f"collapses and {rates} good merges" in said
     assert "`rehearse: always`" in said
     # A limit that the author wrote is none of ours, and no rehearsal mends another rule.
     assert refused(over, budget={"distortion": 0.45}) is None
@@ -74,7 +74,7 @@ def test_a_refusal_by_the_default_limit_says_what_it_is_worth(measured, tasks, r
 def test_what_is_said(measured):
     assert hint(at(measured, 0.31)) == (
         "r² 0.31 is where geometry cannot tell: of the measured merges between 0.2 and 0.45, "
-        "4 of 10 collapsed (docs/evidence.md). A rehearsal measures the real merge "
+        "4 or 5 of 10 collapsed (docs/evidence.md). A rehearsal measures the real merge "
         "(`rehearse: always`), and `model:` and `target:` of the tasks let it score them."
     )
     assert hint(at(measured, 0.31, SCORED)).endswith("(`rehearse: always`), and scores your tasks.")

@@ -151,7 +151,7 @@ def test_the_limits_that_it_tells_are_those_in_force_before_and_after_the_tasks(
         (line,) = re.findall(rf"^    # {key}: .*$", text, flags=re.MULTILINE)
         assert line.startswith(f"    # {key}: {without}  # ")
         assert line.endswith(f"; {with_tasks} with tasks")
-    assert "\n  # refuses 2 of 5 collapses and 1 of 7 good merges (docs/evidence.md)," in text
+    assert "\n  # refuses 2 of 5 collapses and 1 of 6 good merges (docs/evidence.md)," in text
     limits = read(text, tmp_path).compat
     assert (limits.budget.distortion, limits.evaluate.max_distortion) == (0.25, 0.7)
     # Whoever takes the tasks in has theirs, and no more than that.

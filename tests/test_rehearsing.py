@@ -10,13 +10,15 @@ from test_verdict import geometry as made_geometry
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
+from mergekit_collapse.evaluation.known_losses import ROWS
 from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
-from mergekit_collapse.geometry.measured import Measured
+from mergekit_collapse.geometry.measured import Measured, MeasuredTask
 from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.judging import is_borderline
-from mergekit_collapse.recipe.limits import BudgetBlock
+from mergekit_collapse.probes.probes import ProbeTask
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.recipe.schema import MonitorBlock, TaskBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
 from mergekit_collapse.report import terminal
@@ -209,52 +211,102 @@ def scored(report):
     hidden = report.measurement.hidden
     far = dataclasses.replace(hidden.confidence, ball_radius_squared=Interval(0.8, 1.0, None))
     hidden = dataclasses.replace(hidden, confidence=far)
-    measurement = dataclasses.replace(report.measurement, hidden=hidden)
+    probes = dataclasses.replace(
+        report.measurement.probe_set,
+        tasks=tuple(ProbeTask(t.name, i, t.data, ROWS) for i, t in enumerate(tasks)),
+    )
+    measurement = dataclasses.replace(report.measurement, hidden=hidden, probe_set=probes)
     return refused(
         dataclasses.replace(report, recipe=recipe, measurement=measurement), "distortion"
     )
 
 
-def lost(report, *percent):
-    return tuple(
-        TaskLoss(name, owner, "accuracy", 32, 0.9, 0.9, loss, None if loss is not None else "why")
-        for owner, (name, loss) in enumerate(zip(report.recipe.names, percent, strict=True))
+def told(report, *percent, rows=ROWS, distortion=0.9, own=(0, 1), **keys):
+    """A rehearsal that scored a task for each number, and knows of one for each of ``own``."""
+    names = report.recipe.names
+    tasks = tuple(
+        TaskLoss(names[i], i, "accuracy", rows, 0.9, 0.9, loss, None if loss is not None else "why")
+        for i, loss in enumerate(percent)
     )
+    own_task = tuple(
+        MeasuredTask(f"{names[i]}{'' if n < 2 else n}", i, 0.1, None) for n, i in enumerate(own)
+    )
+    hidden = Measured((1,), (distortion, distortion / 2), own_task, 0.1, None)
+    return Evaluation("rehearsal", None, hidden=hidden, tasks=tasks, **keys)
 
 
 def test_what_the_tasks_lose_decides_in_the_place_of_the_default_limit(scored):
     assert may_be_overruled(scored)
-    good = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, 0.0, -19.0)), warn_only=False)
-    assert good.verdict.decision == "allow"
+    # The default limit of a measured distortion gives way as well.
+    for distortion in (0.9, 1.9):
+        found = told(scored, 0.0, -19.0, distortion=distortion)
+        good = with_rehearsal(scored, found, warn_only=False)
+        assert good.verdict.decision == "allow"
+        assert "needs `rehearse: always`" in good.rehearsal.notes[-1]
     # Refused by both, it has both reasons.
-    bad = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, 0.0, -21.0)), warn_only=False)
+    bad = with_rehearsal(scored, told(scored, 0.0, -21.0), warn_only=False)
     assert (bad.verdict.exit_code, rules(bad.verdict)) == (3, ["distortion", "max_merging_loss"])
-    far = with_rehearsal(scored, rehearsal(1.1, tasks=lost(scored, 0.0, -19.0)), warn_only=False)
-    assert rules(far.verdict) == ["distortion", "max_distortion"]
+    mixed = refused(scored, "distortion", "mds")
+    assert "mds" in rules(with_rehearsal(mixed, told(mixed, 0.0, 0.0), warn_only=False).verdict)
 
 
-@pytest.mark.parametrize("losses", [(0.0, None), (None, None), (0.0, float("nan"))])
-def test_a_loss_that_is_not_known_overrules_nothing(scored, losses):
-    found = with_rehearsal(scored, rehearsal(0.9, tasks=lost(scored, *losses)), warn_only=False)
+@pytest.mark.parametrize(
+    ("losses", "keys"),
+    [
+        ((0.0, None), {}),
+        ((None, None), {}),
+        ((0.0, float("nan")), {}),
+        ((0.0,), {}),
+        ((0.0, 0.0), {"rows": ROWS - 1}),
+        # An expert's second task, that nothing is known of.
+        ((0.0, 0.0), {"own": (0, 1, 1)}),
+    ],
+)
+def test_a_loss_that_is_not_known_overrules_nothing(scored, losses, keys):
+    found = with_rehearsal(scored, told(scored, *losses, **keys), warn_only=False)
     assert found.verdict.exit_code == 3
     assert "distortion" in rules(found.verdict)
+    far = with_rehearsal(scored, told(scored, *losses, distortion=1.9, **keys), warn_only=False)
+    assert "max_distortion" in rules(far.verdict)
+
+
+def other_block(report, **keys):
+    compat = report.recipe.compat.model_copy(update=keys)
+    return dataclasses.replace(report, recipe=dataclasses.replace(report.recipe, compat=compat))
 
 
 def test_a_limit_that_the_author_wrote_stands(scored):
+    block = scored.recipe.compat
     for keys in (
         {"budget": BudgetBlock(distortion=0.45)},
+        {"budget": block.budget.model_copy(update={"rule": "corollary"})},
         {"rehearse": "auto"},
-        {"evaluate": scored.recipe.compat.evaluate.model_copy(update={"max_merging_loss": None})},
+        {"pooling": "last_token"},
+        {"evaluate": block.evaluate.model_copy(update={"max_merging_loss": None})},
+        {"evaluate": block.evaluate.model_copy(update={"max_merging_loss": 21.0})},
     ):
-        compat = scored.recipe.compat.model_copy(update=keys)
-        other = dataclasses.replace(
-            scored, recipe=dataclasses.replace(scored.recipe, compat=compat)
-        )
-        assert not may_be_overruled(other)
-        found = rehearsal(0.9, tasks=lost(other, 0.0, 0.0))
-        assert rules(with_rehearsal(other, found, warn_only=False).verdict) == ["distortion"]
-    alone = dataclasses.replace(scored.recipe, owners=(0, None))
-    assert not may_be_overruled(dataclasses.replace(scored, recipe=alone))
+        other = other_block(scored, **keys)
+        assert not may_be_overruled(other), keys
+        found = with_rehearsal(other, told(other, 0.0, 0.0), warn_only=False)
+        assert rules(found.verdict) == ["distortion"], keys
+    written = other_block(scored, evaluate=EvaluateBlock(max_distortion=1.0))
+    found = with_rehearsal(written, told(written, 0.0, 0.0, distortion=1.9), warn_only=False)
+    assert rules(found.verdict) == ["distortion", "max_distortion"]
+
+
+def test_too_little_is_scored_to_overrule(scored):
+    nothing = dataclasses.replace(scored, measurement=None)
+    assert not may_be_overruled(nothing)
+    measured = scored.measurement
+    first, second = measured.probe_set.tasks
+    for tasks in (
+        (first,),
+        (first, dataclasses.replace(second, rows=ROWS - 1)),
+        (first, second, dataclasses.replace(second, name="without answers")),
+    ):
+        probes = dataclasses.replace(measured.probe_set, tasks=tasks)
+        measurement = dataclasses.replace(measured, probe_set=probes)
+        assert not may_be_overruled(dataclasses.replace(scored, measurement=measurement))
 
 
 def test_what_stopped_the_rehearsal_is_a_reason(report):

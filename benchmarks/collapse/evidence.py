@@ -12,7 +12,7 @@ from evidence_encoder import encoder
 from evidence_figures import draw_losses, draw_nonlinearity, draw_signals
 from evidence_outcomes import cut, experts, outcome_tables
 from evidence_remedies import remedies
-from evidence_rules import default_table, rule_tables
+from evidence_rules import by_radius, default_table, rule_tables
 from evidence_signals import signal_tables
 from evidence_summary import summary
 from evidence_tasks import task_table
@@ -58,7 +58,9 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield RULES
     yield from rule_tables(seen)
     yield UNSEEN
-    yield from default_table([row for row in rows if row.unseen])
+    unseen = [row for row in rows if row.unseen]
+    yield from default_table(unseen)
+    yield from by_radius(unseen)
     yield "## What the theorem is worth\n"
     yield from theorem(rows)
     if (RESULTS / "remedies.csv").exists():
@@ -66,7 +68,7 @@ def document(rows: Sequence[MergeRow]) -> Iterator[str]:
         yield from remedies()
     yield ENCODER
     yield from encoder()
-    yield cut(rows)
+    yield cut()
     yield "## The experts\n"
     yield from experts()
 

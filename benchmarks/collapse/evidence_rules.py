@@ -7,6 +7,7 @@ import numpy as np
 from merge_rows import MergeRow, column
 from rules import Rule, before, collapsed, fit, judge, over_any, rates, rejected
 
+from mergekit_collapse.recipe.default_limits import SHIPPED_ALONE, WITH_TASKS
 from mergekit_collapse.recipe.schema import EvaluateBlock
 from mergekit_collapse.study.error_rates import ErrorRates
 from mergekit_collapse.study.share import Share
@@ -42,7 +43,7 @@ AFTER = "after: each task by its loss over {loss:g} %, else by its distortion ov
 def rule_tables(rows: Sequence[MergeRow]) -> Iterator[str]:
     """The limits as they are, then fitted ones, on tasks that they were fitted without."""
     yield from default_table(rows)
-    yield from _by_radius(rows)
+    yield from by_radius(rows)
     yield "| rule | limits | collapses refused | good refused | the same, task left out | |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for names in CANDIDATES:
@@ -65,7 +66,8 @@ def default_table(rows: Sequence[MergeRow]) -> Iterator[str]:
     yield line(f"shipped probes alone: {_said(shipped)}", judge(rows, shipped))
     yield line(f"as it was: {_said(FORMER)}", judge(rows, FORMER))
     yield from (line(_said({k: v}), judge(rows, {k: v})) for k, v in FORMER.items())
-    for name, limit in (("gate_pooled", limits.max_distortion), ("predictive_own", 0.25)):
+    alone = {"gate_pooled": limits.max_distortion, "predictive_own": limits.max_own_distortion}
+    for name, limit in alone.items():
         known = [row for row in rows if not np.isnan(row.readings[f"measured.{name}"])]
         if known and limit is not None:
             rule = {f"measured.{name}": limit}
@@ -81,17 +83,22 @@ def _parts(rows: Sequence[MergeRow]) -> dict[str, list[MergeRow]]:
     return {name: part for name, part in found.items() if part}
 
 
-def _by_radius(rows: Sequence[MergeRow]) -> Iterator[str]:
-    """How many collapsed at which r²."""
-    ball, bad = column(rows, "gate.ball"), collapsed(rows)
-    edges = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, np.inf)
-    yield "| r², own and shipped probes | merges | collapsed |"
+def by_radius(rows: Sequence[MergeRow]) -> Iterator[str]:
+    """How many collapsed below the grey zone of the default limits, in it and over them."""
+    bad = collapsed(rows)
+    yield "| r² | merges | collapsed |"
     yield "| --- | ---: | ---: |"
-    for low, high in itertools.pairwise(edges):
-        inside = (ball > low) & (ball <= high)
-        if inside.any():
-            name = f"{low:g} to {high:g}" if np.isfinite(high) else f"over {low:g}"
-            yield f"| {name} | {inside.sum()} | {bad[inside].mean():.0%} |"
+    for signal, what, found in (
+        ("gate.ball", "own and shipped probes", WITH_TASKS),
+        ("hidden_builtin.ball", "shipped probes alone", SHIPPED_ALONE),
+    ):
+        ball = column(rows, signal)
+        edges = (0.0, found.grey, found.distortion, np.inf)
+        for low, high in itertools.pairwise(edges):
+            inside = (ball > low) & (ball <= high)
+            if inside.any():
+                name = f"{low:g} to {high:g}" if np.isfinite(high) else f"over {low:g}"
+                yield f"| {what}: {name} | {inside.sum()} | {bad[inside].mean():.0%} |"
     yield ""
 
 

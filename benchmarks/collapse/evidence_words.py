@@ -71,9 +71,10 @@ of the others: the rows that are of one kind of score compare like with like.
 
 CUT = """## What was cut
 
-- A merge of every set by every method is {planned} merges; {made} are made: those of groups of
-  seen tasks by all methods first, then seen sets by `linear`, the rest in random order.
-  `weighted_karcher` is made of a fifth of the sets, since with equal weights it gives what
+- Every set by every method would be {planned} merges; {made} are made: groups of seen tasks by
+  all methods, seen sets by `linear`, and the first of all others in random order. Those of experts
+  that did not learn their task are left out of the tables.
+  `weighted_karcher` is planned for a fifth of the sets, since with equal weights it gives what
   `karcher` gives.
 - One base of 135 M parameters, and one encoder of 22 M. No T5 with weights was to be had
   ([which were tried](../benchmarks/collapse/encoder.md)).
@@ -85,6 +86,10 @@ CUT = """## What was cut
 """
 
 REMEDIES = """## Does the remedy help?
+
+Each action is given a limit that the merge is over: r² .25, `rule: weights` at 1.1 times r² for
+`reweight` and `karcher` (no weights get below r²), the default for `protect`. Losses after it are
+of the members that it keeps, what `protect` gives up left out; *the same before* of these members.
 """
 
 ENCODER = """## An encoder

@@ -1,6 +1,7 @@
 """What every expert answers on the probes of every task, kept in the zoo's folder."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,11 @@ class ExpertStates:
             with np.load(self.path(model, task)) as found:
                 self._kept[key] = TaskStates(**{name: found[name] for name in found.files})
         return self._kept[key]
+
+    def has_wide(self, members: Sequence[str]) -> bool:
+        """Whether these were run on more probes of all their tasks."""
+        tasks = [prompts_of(name) for name in members]
+        return all(self.wide_path(name, task).exists() for name in members for task in tasks)
 
     def wide(self, model: str, task: str) -> WideStates:
         """The last layer on more probes, and token by token."""

@@ -59,10 +59,10 @@ CHANCE_ROWS = 2048
 """Of all members; a mean over pairs of more says no more."""
 
 
-def readings_of(members: Sequence[str]) -> tuple[Reading, ...]:
-    """What is read of a set: more where no unseen task takes part."""
+def readings_of(members: Sequence[str], *, wide: bool) -> tuple[Reading, ...]:
+    """What is read of a set: more where no unseen task takes part, and stage ``wide`` has run."""
     seen = not any(EXPERTS[name].unseen for name in members)
-    return (*READINGS, *OF_SEEN_TASKS) if seen else READINGS
+    return (*READINGS, *OF_SEEN_TASKS) if seen and wide else READINGS
 
 
 def signals(

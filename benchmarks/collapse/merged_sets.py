@@ -21,6 +21,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """Parameters of every model of a merge. Only ``task_arithmetic`` and ``dare_ties`` do not divide by
 the sum of weights: the more models there are, the farther they go, 6.4 task vectors for eight."""
 
+MADE = 431
+"""Of all merges, by their order: some hours of two cores."""
+
 OF_MEMBERS = ("linear", "karcher", "slerp", "weighted_karcher")
 """Methods that have no base beside the models themselves."""
 
@@ -112,7 +115,12 @@ def _seen_groups() -> Iterator[tuple[str, ...]]:
 
 
 def merges() -> list[Merge]:
-    """Every merge of the benchmark, in the order in which they are made.
+    """The merges of the benchmark, in the order in which they are made."""
+    return every_merge()[:MADE]
+
+
+def every_merge() -> list[Merge]:
+    """Every set by every method.
 
     Groups of seen tasks by every method, then every set of them by ``linear``, then all others at
     random.

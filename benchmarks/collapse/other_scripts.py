@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from merged_sets import merges
@@ -15,6 +16,8 @@ OTHERS: Mapping[str, Sequence[str]] = {
     "remedies": ("remedy_outcomes",),
 }
 """The scripts of each stage, which go on where they stopped."""
+GRACE = 900
+"""Seconds over the limit, for what was begun within it."""
 
 
 def run_others(stage: str, folder: Path, results: Path, until: float) -> None:
@@ -27,8 +30,10 @@ def run_others(stage: str, folder: Path, results: Path, until: float) -> None:
         if (minutes := (until - time.time()) / 60) > 0:
             command = [sys.executable, str(HERE / f"{script}.py")]
             command += _asked(stage, script, folder, results, minutes)
-            if subprocess.run(command, check=False).returncode:
-                sys.exit(f"stage {stage} failed in {script}; what it finished is kept")
+            # Rivals know no limit of time; what they finished is kept where they are ended.
+            with suppress(subprocess.TimeoutExpired):
+                if subprocess.run(command, check=False, timeout=minutes * 60 + GRACE).returncode:
+                    sys.exit(f"stage {stage} failed in {script}; what it finished is kept")
 
 
 def _asked(stage: str, script: str, folder: Path, results: Path, minutes: float) -> list[str]:

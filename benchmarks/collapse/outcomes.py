@@ -24,7 +24,10 @@ MIXED = ("linear", "task_arithmetic")
 def measure_merge(
     merge: Merge, folder: Path, reader: Reader, states: ExpertStates
 ) -> Iterator[dict[str, Any]]:
-    """A record for each member: its score, and how far its states were moved."""
+    """A record for each member: its score, and how far its states were moved.
+
+    What ``states`` has read is let go in the end.
+    """
     start = time.perf_counter()
     tensors = merged_tensors(merge, folder)
     merged_at = time.perf_counter()
@@ -46,15 +49,16 @@ def measure_merge(
         **_nonlinearity(merge, merged, tasks, states),
     }
     moved = distortions(merge.members, merged, tasks, states)
-    shipped = part_of(answered, slice(-REHEARSED, None))
-    for name, found, asked in (
-        ("builtin", shipped, [BUILTIN]),
-        ("gate", answered, [*tasks, BUILTIN]),
+    # As the gate has it, a task for each member: prompts of two of one task count twice.
+    for name, asked in (
+        ("builtin", [BUILTIN]),
+        ("gate", [*map(prompts_of, merge.members), BUILTIN]),
     ):
-        for into, pooled in zip(
-            moved, pooled_hidden(merge.members, found, asked, states), strict=True
-        ):
-            into[f"{name}_pooled"] = pooled
+        places = [REHEARSED * [*tasks, BUILTIN].index(task) for task in asked]
+        rows = np.concatenate([np.arange(place, place + REHEARSED) for place in places])
+        pooled = pooled_hidden(merge.members, answered.mean[-1, rows], asked, states)
+        for into, distortion in zip(moved, pooled, strict=True):
+            into[f"{name}_pooled"] = distortion
     for member, distortion in zip(merge.members, moved, strict=True):
         place = REHEARSED * tasks.index(prompts_of(member))
         yield {
@@ -140,12 +144,16 @@ def distortions(
 
 
 def pooled_hidden(
-    members: Sequence[str], merged: Answered, tasks: Sequence[str], states: ExpertStates
+    members: Sequence[str], merged: np.ndarray, tasks: Sequence[str], states: ExpertStates
 ) -> list[float]:
-    """Mean squared distance from each member in hidden space, over all probes of some tasks."""
+    """Mean squared distance from each member in hidden space, over all probes of some tasks.
+
+    Args:
+        merged: states of the merged model on these, [probe, feature].
+    """
     every = [_stacked(m, tasks, states, "mean", slice(-1, None))[0] for m in members]
     scale = float(np.mean([_spread(e) for e in every]))
-    apart = (np.square(e - merged.mean[-1]).sum(axis=1).mean() for e in every)
+    apart = (np.square(e - merged).sum(axis=1).mean() for e in every)
     return [float(distance) / scale for distance in apart]
 
 

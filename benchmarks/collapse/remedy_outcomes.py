@@ -34,6 +34,7 @@ RECIPES = 16
 WELL_INSIDE = 0.25
 """Of r²; most merges below it are good. Under the default limit some of these are allowed."""
 REACHED = 1.1
+"""Times r²: a limit that the best weights are inside of, and few others."""
 
 
 def collapsed(rows: Sequence[MergeRow]) -> list[MergeRow]:

@@ -24,7 +24,8 @@ def write_tables(folder: Path, out: Path) -> None:
     """Write what the zoo's folder holds by now."""
     _write(out / "made_with.csv", made_with())
     own = {r["expert"]: r for r in records(folder, "own")}
-    made = merge_records(folder)
+    planned = {merge.key for merge in merges()}
+    made = [record for record in merge_records(folder) if record["merge"] in planned]
     _write(out / "experts.csv", _experts(folder, own))
     _write(out / "outcomes.csv", _outcomes(made, own))
     _write(out / "nonlinearity.csv", _nonlinearity(folder, made))
@@ -48,16 +49,22 @@ def write_tables(folder: Path, out: Path) -> None:
 def _remedies(
     folder: Path, made: Iterable[Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
 ) -> Iterable[dict[str, object]]:
-    """Before and after each action: the worst loss of the members that it kept or brought in."""
+    """Before and after each action: the worst loss of the members that it kept or brought in.
+
+    ``kept_before`` is that of the same members before, for those that were there.
+    """
     before_of: dict[str, dict[str, float]] = defaultdict(dict)
     for r in made:
         before_of[r["merge"]][r["expert"]] = loss_percent(own[r["expert"]]["own"], r["score"])
     for r in records(folder, "remedy"):
         before = before_of[r["merge"]]
+        # What `protect` gives up is named, and not held against it.
+        given_up = r["said"].partition("given up so that the others are inside the limit: ")[2]
         after = {
             name: loss_percent(own[name]["own"], score)
             for scores in r["scores"]
             for name, score in scores.items()
+            if name not in given_up.split("; ")[0].split(", ")
         }
         yield {
             "merge": r["merge"],
@@ -65,6 +72,7 @@ def _remedies(
             "experts": len(before),
             "kept": len(before.keys() & after.keys()),
             "worst_before": min(before.values()),
+            "kept_before": min((before[n] for n in before.keys() & after.keys()), default=""),
             "worst_after": min(after.values()) if after else "",
             "said": r["said"][:120],
         }
@@ -183,7 +191,8 @@ def _signals(folder: Path, sets: Iterable[tuple[str, ...]]) -> list[dict[str, An
     for members in dict.fromkeys(sets):
         name = "+".join(members)
         there = known.get(name, {"group": {}})["group"]
-        lacking = [r for r in readings_of(members) if f"{r.name}.seconds" not in there]
+        read = readings_of(members, wide=states.has_wide(members))
+        lacking = [r for r in read if f"{r.name}.seconds" not in there]
         if lacking:
             group, each = signals(members, states, lacking)
             record = {"members": name, "group": group, "each": each}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from merge_rows import MemberRow, MergeRow, column
+from merge_rows import MergeRow, column
 
 from mergekit_collapse.recipe.schema import CompatBlock, EvaluateBlock
 from mergekit_collapse.study.either_limit import fit_either
@@ -80,16 +80,22 @@ def before(*, tasks: bool) -> dict[str, float]:
 def rejected(rows: Sequence[MergeRow], limits: EvaluateBlock) -> np.ndarray:
     """What the limits of an ordinary block make of the merged models, on 32 probes a task.
 
-    A task by its merging loss; where that is not known, by its distortion in predictive space.
+    A task by its merging loss; where that is not known, by its distortion in predictive space, and
+    the merge by its worst distortion over all probes as well, where that was measured. Ratios of
+    variance and rank are left out: these merges were not read at every position.
     """
-    assert limits.max_merging_loss is not None
-    assert limits.max_own_distortion is not None
+    most_lost, farthest = limits.max_merging_loss, limits.max_own_distortion
+    most = limits.max_distortion
+    assert most_lost is not None
+    assert farthest is not None
+    assert most is not None
 
-    def lost(member: MemberRow) -> bool:
-        loss = member.readings["measured.few_loss"]
-        if not np.isnan(loss):
-            return bool(over(np.array([loss]), limits.max_merging_loss or 0.0)[0])
-        distortion = member.readings["measured.predictive_own"]
-        return not distortion <= limits.max_own_distortion
+    def is_over(row: MergeRow) -> bool:
+        losses = [member.readings["measured.few_loss"] for member in row.each]
+        answers = [member.readings["measured.predictive_own"] for member in row.each]
+        unknown = np.isnan(losses)
+        if np.where(unknown, np.array(answers) > farthest, np.array(losses) > most_lost).any():
+            return True
+        return bool(unknown.any() and row.readings["measured.gate_pooled"] > most)
 
-    return np.array([any(map(lost, row.each)) for row in rows])
+    return np.array([is_over(row) for row in rows])

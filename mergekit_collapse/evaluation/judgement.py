@@ -6,6 +6,7 @@ from itertools import islice
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
+from mergekit_collapse.evaluation.known_losses import losses_tell
 from mergekit_collapse.evaluation.own_answers import far_answers, unread_tasks, why_unread
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
@@ -77,6 +78,8 @@ def _distortion(
     found: Evaluation, limits: EvaluateBlock, budget: BudgetBlock, names: Sequence[str]
 ) -> Iterator[Reason]:
     if limits.max_distortion is None:
+        return
+    if not limits.wrote("max_distortion") and losses_tell(found, limits, len(names)):
         return
     if found.hidden is None:
         if found.stopped_at is None and all(check.passed for check in found.checks):

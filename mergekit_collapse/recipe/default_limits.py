@@ -30,16 +30,16 @@ class DefaultLimits:
 WITH_TASKS = DefaultLimits(
     distortion=0.45,
     max_distortion=1.0,
-    refuses="1 of 2 collapses and 1 of 4 good merges",
+    refuses="2 of 5 collapses and 1 of 4 good merges",
     grey=0.2,
-    grey_share="4 of 10",
+    grey_share="4 or 5 of 10",
 )
 """Where the block has ``probes.tasks``, with the shipped probes or without."""
 
 SHIPPED_ALONE = DefaultLimits(
     distortion=0.25,
     max_distortion=0.7,
-    refuses="2 of 5 collapses and 1 of 7 good merges",
+    refuses="2 of 5 collapses and 1 of 6 good merges",
     grey=0.1,
     grey_share="half",
 )
@@ -47,8 +47,8 @@ SHIPPED_ALONE = DefaultLimits(
 
 MAX_MERGING_LOSS = 20.0
 """Percent. Where it is known, it decides: read on 32 probes a task, with the limit below for tasks
-without a score, it finds 95 % of the collapses and refuses 11 % of the good merges; of tasks that
-nothing was chosen on, 85 % and 13 %.
+without a score, it finds 95 % of the collapses and refuses 10 % of the good merges; of tasks that
+nothing was chosen on, 85 % and 15 %.
 
 Source: as above.
 """
@@ -56,7 +56,7 @@ Source: as above.
 MAX_OWN_DISTORTION = 0.25
 """Twice the squared Hellinger distance of the merged model's answers from the expert's, on the
 expert's own task: by itself it finds 93 % of the collapses and refuses 22 % of the good merges; of
-tasks that nothing was chosen on, 83 % and 14 %. It is for tasks without a score.
+tasks that nothing was chosen on, 84 % and 16 %. It is for tasks without a score.
 
 Source: as above.
 """

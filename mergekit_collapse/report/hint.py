@@ -1,11 +1,9 @@
-"""What to do where the geometry allowed a merge, or refused it, and cannot really tell."""
+"""What to do where the geometry cannot tell, whether it allowed a merge or refused it."""
 
 from mergekit_collapse.judging import is_borderline
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, ProbesBlock
+from mergekit_collapse.recipe.counted_reading import is_counted
+from mergekit_collapse.recipe.schema import CompatBlock, ProbesBlock
 from mergekit_collapse.report.report import Report
-
-_READING = ("rule", "over", "space")
-_STATES = ("layer", "pooling", "scale")
 
 
 def hint(report: Report) -> str | None:
@@ -34,13 +32,8 @@ def hint(report: Report) -> str | None:
 
 def _grey_zone(block: CompatBlock) -> tuple[float, float] | None:
     """Where r² tells nothing, up to the limit; None where another reading decides than r² there."""
-    budget, default = block.budget, CompatBlock()
-    measured = BudgetBlock()
-    if budget.distortion is None or any(
-        getattr(one, key) != getattr(other, key)
-        for one, other, keys in ((budget, measured, _READING), (block, default, _STATES))
-        for key in keys
-    ):
+    budget = block.budget
+    if budget.distortion is None or not is_counted(block):
         return None
     found = block.probes.default_limits
     return found.grey, min(budget.distortion, found.distortion)
@@ -50,7 +43,9 @@ def _over(report: Report) -> str | None:
     """What a refusal by the default limit is worth."""
     block, reasons = report.recipe.compat, report.verdict.reasons
     by_radius = reasons and all(reason.rule == "distortion" for reason in reasons)
-    if not by_radius or block.budget.wrote("distortion") or _grey_zone(block) is None:
+    if not by_radius or block.budget.wrote("distortion") or not is_counted(block):
+        return None
+    if block.evaluate.max_merging_loss is None:
         return None
     found = block.probes.default_limits
     return (

@@ -1,0 +1,38 @@
+"""Whether merging losses say what a merge is worth for every expert."""
+
+import math
+
+from mergekit_collapse.evaluation.evaluation import Evaluation
+from mergekit_collapse.recipe.default_limits import MAX_MERGING_LOSS
+from mergekit_collapse.recipe.limits import EvaluateBlock
+
+ROWS = 32
+"""A loss on as many rows is what was held against outcomes (``docs/evidence.md``)."""
+
+
+def limits_losses(limits: EvaluateBlock) -> bool:
+    """Whether a loss is limited at least as tightly as where it was found to tell collapse."""
+    return limits.max_merging_loss is not None and limits.max_merging_loss <= MAX_MERGING_LOSS
+
+
+def losses_tell(found: Evaluation, limits: EvaluateBlock, experts: int) -> bool:
+    """Whether the losses of a merged model tell enough that defaults about distances give way.
+
+    Every expert owns a task, and every task of an expert has a finite loss on ``ROWS`` rows or
+    more, under a limit that is no looser than the default. Whether they are within it is judged
+    elsewhere.
+
+    Args:
+        found: of the merged model, as far as it was measured.
+        experts: N.
+    """
+    if found.hidden is None or not limits_losses(limits):
+        return False
+    owned = [task for task in found.hidden.own_task if task.owner is not None]
+    told = {
+        task.name
+        for task in found.tasks
+        if task.rows >= ROWS and task.loss_percent is not None and math.isfinite(task.loss_percent)
+    }
+    every = {task.owner for task in owned} == set(range(experts))
+    return every and all(task.name in told for task in owned)
