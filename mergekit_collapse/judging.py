@@ -8,7 +8,7 @@ from mergekit_collapse.errors import EvaluationError, MergeRefusedError
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.merging_difficulty import INFINITE
 from mergekit_collapse.geometry.own_task import OwnTask
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.verdict import ALLOW, Reason, Verdict
 
 

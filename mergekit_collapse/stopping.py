@@ -24,7 +24,7 @@ from mergekit_collapse.geometry.resampling import (
 from mergekit_collapse.geometry.rows import select_probes
 from mergekit_collapse.geometry.scales import LayerScale, Scale, layer_scales
 from mergekit_collapse.geometry.sequential import LEVEL, Held, clear_side
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.shapes import Float64, Int64
 from mergekit_collapse.states.states import SpaceStates
 

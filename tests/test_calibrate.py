@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from mergekit_collapse.cli import main
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.recipe.validation import parse_compat
 from mergekit_collapse.report.reader import parse_report
 from mergekit_collapse.study.calibration import calibrate

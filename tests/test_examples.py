@@ -7,13 +7,12 @@ import pytest
 import yaml
 from mergekit.config import MergeConfiguration
 
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.recipe.recipe import build_recipe, read_recipe
 from mergekit_collapse.recipe.schema import (
-    BudgetBlock,
     CacheBlock,
     CompatBlock,
     DropBlock,
-    EvaluateBlock,
     MonitorBlock,
     ProbesBlock,
     ReweightBlock,

@@ -10,7 +10,8 @@ from test_shown import PROBES, made_evaluation, made_report
 from mergekit_collapse.formats.markdown import to_markdown
 from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.page.html import to_html
-from mergekit_collapse.recipe.schema import BudgetBlock, TaskBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
+from mergekit_collapse.recipe.schema import TaskBlock
 from mergekit_collapse.report import terminal
 from mergekit_collapse.report.document import to_document
 from mergekit_collapse.report.hint import hint

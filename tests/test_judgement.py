@@ -13,7 +13,7 @@ from mergekit_collapse.evaluation.merging_loss import TaskLoss
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured, MeasuredTask
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.report.evaluation_document import verdict_document
 from mergekit_collapse.verdict import passed
 
@@ -328,6 +328,14 @@ def test_answers_that_were_not_read_are_noted_and_refuse_nothing_by_default():
     )
     for one, limits in nothing_to_say:
         assert unjudged(one, EvaluateBlock.model_validate(limits)) == ()
+
+
+def test_answers_without_a_reason_were_not_measured():
+    found = changed(tasks=(loss(-5.0),), predictive=None, predictive_reason=None)
+    (note,) = unjudged(found, EvaluateBlock())
+    assert note.endswith("evaluate.max_own_distortion: task1 (it was not measured)")
+    with pytest.raises(EvaluationError, match="predictive space, but it was not measured; add"):
+        judged(found, max_own_distortion=0.25)
 
 
 @pytest.mark.parametrize("limit", [0.25, 0.9])

@@ -17,9 +17,10 @@ ROOMS = {
         cached_files kept_values whole_file json_file
     """,
     "recipe": """
-        default_limits schema counted_reading validation compat_source text context groups recipe
-        source_layers coefficients places pool_experts own_weights reweighted layer_weights members
-        other_method document_change yaml_values yaml_layout yaml_splice yaml_edit initial_block
+        default_limits values limits schema counted_reading validation compat_source text context
+        groups recipe source_layers coefficients places pool_experts own_weights reweighted
+        layer_weights members other_method document_change yaml_values yaml_layout yaml_splice
+        yaml_edit initial_block
     """,
     "preflight": """
         tensor_headers hub_repository model_source checkpoint weight_files model_config
@@ -49,7 +50,7 @@ ROOMS = {
     """,
     "evaluation": """
         scoring_set scoring merging_loss own_scores expert_scores merged_files generation smoke
-        lm_eval_tasks lm_eval_process harness evaluation known_losses judgement
+        lm_eval_tasks lm_eval_process harness evaluation unscored known_losses own_answers judgement
     """,
     "material finished_merge": "",
     "watch": "layer_tasks layer_order substitution observer watch rehearsal",

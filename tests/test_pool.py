@@ -151,6 +151,27 @@ def test_the_verdict_is_what_check_says_of_the_recipe(write, models, tmp_path):
     assert [t.owner for t in report.deciding.own_task.tasks] == [None, 0, 1]
 
 
+@pytest.mark.parametrize("limit", [None, 0.3])
+def test_the_budget_that_is_shown_is_the_one_that_judged(write, models, tmp_path, limit):
+    """The only task is of a candidate that is left out, and with it goes its default limit."""
+    (tmp_path / "rows.txt").write_text("One row\nTwo rows\nThree rows", encoding="utf-8")
+    tasks = [{"name": "far", "model": str(models["far"]), "data": "rows.txt"}]
+    compat = {"probes": {"samples": 3, "max_tokens": 16, "tasks": tasks}, "cache": False}
+    compat |= {} if limit is None else {"budget": {"distortion": limit}}
+    found = select(write("far", "near1", "near2", compat=compat), QUIET, count=2)
+    assert chosen(found) == ["near1", "near2"]
+    document, text = json.loads(selection_json(found)), selection_text(found)
+    judged, sought = (document[key]["distortion"] for key in ("budget", "pool_budget"))
+    assert (judged, sought) == ((0.25, 0.45) if limit is None else (limit, limit))
+    told = "sought by the default limit of a block with tasks, distortion 0.45; none of them has"
+    assert (told in text) == (limit is None)
+    # With the task's model among the chosen there is one limit.
+    every = select(write("far", "near1", "near2", compat=compat), QUIET, count=3)
+    document = json.loads(selection_json(every))
+    assert document["budget"] == document["pool_budget"]
+    assert "sought by" not in selection_text(every)
+
+
 def test_what_lies_beside_the_pool_is_named_from_the_recipe(write, tmp_path):
     for name in ("own.yaml", "alt"):
         (tmp_path / name).touch()

@@ -18,7 +18,8 @@ from mergekit_collapse.geometry.measured import Measured, MeasuredTask
 from mergekit_collapse.geometry.resampling import Interval
 from mergekit_collapse.judging import is_borderline
 from mergekit_collapse.probes.probes import ProbeTask
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock, MonitorBlock, TaskBlock
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.schema import MonitorBlock, TaskBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
 from mergekit_collapse.report import terminal
 from mergekit_collapse.verdict import Reason, Verdict

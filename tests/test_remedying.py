@@ -542,7 +542,8 @@ def with_tasks(write, workers, models, tmp_path):
 
     def with_tasks(pool, **keys):
         tasks = []
-        for name, word in (("films", "the"), ("spam", "second")):
+        words = {"films": "the", "spam": keys.pop("spam_answers", "second")}
+        for name, word in words.items():
             rows = [{"text": f"Row {i} is", "word": word} for i in range(9)]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -590,6 +591,18 @@ def test_where_nothing_is_scored_the_recipe_says_who_may_stand_where(with_tasks,
     assert report.recipe.names == ("films", "able")
     report, _ = checked(with_tasks({"spam": [twin], "films": [able]}))
     assert report.verdict.exit_code == 3
+
+
+def test_an_expert_that_scores_0_lets_nobody_pass_for_it(with_tasks, workers):
+    """Here twin does what is asked, which the expert does not."""
+    pool = [str(workers["twin"]), str(workers["able"])]
+    report, document = checked(with_tasks(pool, spam_answers="the"))
+    assert report.verdict.exit_code == 3
+    told = "no candidate can be held to what spam scores on spam-task, 0; mend the task, or name"
+    assert told in document["remedy_reason"]
+    assert "own no task that is scored" not in document["remedy_reason"]
+    report, _ = checked(with_tasks({"spam": pool}, spam_answers="the"))
+    assert report.recipe.names == ("films", "twin")
 
 
 def test_a_candidate_is_scored_where_it_could_stand_in_the_sweep_and_kept(

@@ -43,7 +43,7 @@ def test_a_twin_of_one_that_stays_is_left_out_and_said():
     assert "as member 1 does" in found.tried[0].reason
     alone = replace_experts(criterion(points[:4], 0.1), 3)
     assert not alone.inside
-    assert "left out as twins or members" in alone.reason
+    assert "and 2 left out as twins or members; the best" in alone.reason
     # Its own twin is no twin of one that stays: only no improvement.
     same = replace_experts(criterion([[0.0], [0.2], [5.0], [5.0]], 0.1), 3)
     assert same.members == (0, 1, 2)

@@ -47,7 +47,14 @@ def test_an_empty_block_is_the_default_block(empty):
         ({"budget": {"mds": math.inf}}, "compat.budget.mds: input should be a finite"),
         ({"budget": {"mds": 0.5}}, "compat.budget.mds"),
         ({"budget": {"distortion": True}}, "compat.budget.distortion: a number is expected"),
-        ({"budget": {"distortion": None, "mds": None}}, "nothing decides"),
+        (
+            {"budget": {"distortion": None, "mds": None}},
+            "distortion and mds are both null, so nothing decides; give one of them a number",
+        ),
+        (
+            {"budget": {"distortion": None}},
+            "distortion is null, and mds is off unless you give it a number, so nothing decides",
+        ),
         (
             {"budget": {"over": "own_task", "rule": "corollary"}},
             "corollary bounds pooled probes only",
@@ -72,6 +79,8 @@ def test_an_empty_block_is_the_default_block(empty):
             "compat.substitute.pool: under 'spam' a list of models is expected, got 3",
         ),
         ({"substitute": {"pool": {"spam": [""]}}}, "under 'spam' a list of models"),
+        ({"substitute": {"pool": {"spam": ["  "]}}}, "models is expected, got '  ' in it"),
+        ({"substitute": {"pool": "\t"}}, r"is expected, got '\t' in it"),
         ({"substitute": {"pool": {False: ["a"]}}}, "an expert's name is expected before the"),
         ({"substitute": {"pool": {"spam": ["a\0"]}}}, "compat.substitute.pool: holds a NUL"),
         ({"substitute": {"pool": {"spam\0": ["a"]}}}, "compat.substitute.pool: holds a NUL"),
@@ -217,6 +226,52 @@ def test_a_default_limit_is_not_one_that_was_written():
     assert block.evaluate.wrote("max_own_distortion")
     assert not block.evaluate.wrote("max_distortion")
     assert not block.budget.wrote("distortion")
+
+
+def written(block):
+    limits = ("distortion", "max_distortion", "max_merging_loss")
+    return [
+        key
+        for key in limits
+        if block.budget.wrote(key) or (key != "distortion" and block.evaluate.wrote(key))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "keys"),
+    [
+        ({}, []),
+        ({"budget": {}, "evaluate": True}, []),
+        ({"budget": {"mds": 3.0}, "evaluate": {"on_collapse": "warn"}}, []),
+        # Also the default's own number, and null.
+        ({"budget": {"distortion": 0.45}}, ["distortion"]),
+        ({"budget": {"distortion": None, "mds": 3.0}}, ["distortion"]),
+        (
+            {"budget": {"distortion": 0.1}, "evaluate": {"max_distortion": 1.0}},
+            ["distortion", "max_distortion"],
+        ),
+        ({"evaluate": {"max_merging_loss": None}}, ["max_merging_loss"]),
+    ],
+)
+def test_what_was_written_is_known_wherever_a_block_goes(limits, keys):
+    block = parse_compat({"probes": TASKS, **limits})
+    assert written(block) == keys
+    other = block.with_tasks(())
+    assert written(other) == written(other.with_tasks(block.probes.tasks)) == keys
+    # As a command's --rehearse does it.
+    changed = block.model_copy(update={"rehearse": "always"})
+    assert written(changed) == written(changed.with_tasks(())) == keys
+    assert written(parse_compat(changed)) == keys
+    # What the code sets by itself holds as well.
+    off = block.evaluate.model_copy(update={"max_own_distortion": None})
+    assert off.wrote("max_own_distortion")
+    assert off.wrote("max_distortion") == block.evaluate.wrote("max_distortion")
+    # All of a dump is written, so that nobody may read a block from one.
+    assert written(parse_compat(block.model_dump())) == [
+        "distortion",
+        "max_distortion",
+        "max_merging_loss",
+    ]
 
 
 def test_wrong_probes_are_told_by_themselves():

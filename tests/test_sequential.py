@@ -13,7 +13,7 @@ from mergekit_collapse.geometry.rows import select_probes
 from mergekit_collapse.geometry.scales import layer_scales
 from mergekit_collapse.geometry.sequential import LEVEL, Held, clear_side, spending
 from mergekit_collapse.probes.rounds import SIZES
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.states.states import SpaceStates
 from mergekit_collapse.stopping import deciding_quantities, outcome
 

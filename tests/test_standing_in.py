@@ -12,9 +12,9 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.recipe.pool_experts import expert_called, renamed_experts, with_renamed
 from mergekit_collapse.recipe.recipe import build_recipe
-from mergekit_collapse.recipe.schema import EvaluateBlock
 from mergekit_collapse.remedy.criterion import Criterion
 from mergekit_collapse.remedy.group_reading import ball_reading
 from mergekit_collapse.remedy.replacing import replace_experts
@@ -37,13 +37,15 @@ def test_a_candidate_that_does_not_do_the_task_falls_short_and_it_is_said():
     assert falls_short(SPAM, 0.7199, 20.0) is not None
     assert falls_short(SPAM, 0.9, 0.0) is None
     assert falls_short(SPAM, 0.8999, 0.0) is not None
-    assert falls_short(SPAM, 0.0, 100.0) is None
 
 
 def test_what_a_candidate_may_lose_is_what_the_merge_may():
     assert loss_limit(EvaluateBlock(max_merging_loss=5)) == 5
     assert loss_limit(EvaluateBlock(max_merging_loss=None)) == 20
     assert loss_limit(EvaluateBlock()) == 20
+    # A merge that may lose everything asks nothing of a candidate.
+    for loose in (100, 150, 1e9):
+        assert falls_short(SPAM, 0.0, loss_limit(EvaluateBlock(max_merging_loss=loose)))
 
 
 def pool_of(count, may_take, *, named):
@@ -82,6 +84,22 @@ def test_without_a_score_the_recipes_word_is_taken_and_nothing_else(named):
     assert offered == {0: [2] if named else [], 1: [2, 3]}
     # Named or not, who is scored is held to the score.
     assert set(unfit) == {(1, 3)}
+
+
+@pytest.mark.parametrize("useless", [0.0, math.nan])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_task_that_its_own_expert_cannot_do_tells_nothing(named, useless):
+    nil = OwnTask(1, "era", 0, "era-lora", useless)
+    pool = pool_of(2, ((0, 1), (0, 1)), named=named)
+    scores = {(2, 0): 0.9, (3, 0): 0.2, (2, 1): 0.0, (3, 1): 1.0}
+    offered, unfit = held(pool, (0, 1), (SPAM, nil), scores)
+    assert offered == {0: [2, 3] if named else [], 1: [2, 3]}
+    assert set(unfit) == {(1, 3)}
+    # Beside one that the expert does, that one decides.
+    more = OwnTask(2, "ham", 0, "era-lora", 0.8)
+    offered, unfit = held(pool, (0, 1), (SPAM, nil, more), scores | {(2, 2): 0.8, (3, 2): 0.1})
+    assert offered == {0: [2, 3], 1: [2, 3]}
+    assert set(unfit) == {(0, 3), (1, 3)}
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 5), st.booleans())
@@ -129,7 +147,7 @@ def test_who_is_left_out_for_its_score_is_counted_apart_from_twins():
     found = replace_experts(judge, 3, keep=[0, 1], unfit={(2, 4): "it cannot"})
     assert [t.reason for t in found.tried if t.unfit] == ["it cannot"]
     assert found.reason.startswith(
-        "1 replacement was tried, 1 left out as twins or members and 1 left out for its score; "
+        "1 replacement was tried, 1 left out as a twin or member and 1 left out for its score; "
     )
     # The same candidate would have been the best.
     assert replace_experts(judge, 3, keep=[0, 1]).tried[1].value == pytest.approx(0.01)
@@ -161,6 +179,24 @@ def test_an_expert_of_a_pool_is_called_by_name_model_or_task(tmp_path):
         expert_called("jobs", both)
 
 
+def test_a_pool_finds_an_expert_where_a_task_does(tmp_path):
+    """Also among the earlier merges of mergekit-multi."""
+    for folder in ("merges/first", "second"):
+        (tmp_path / folder).mkdir(parents=True)
+    models = [str(tmp_path / "merges" / "first"), str(tmp_path / "second")]
+    tasks = [{"name": "jobs", "data": "rows.txt", "model": "./first"}]
+    found = build_recipe(
+        MergeConfiguration.model_validate(
+            {"merge_method": "linear", "models": [{"model": m} for m in models]}
+        ),
+        {"probes": {"tasks": tasks}},
+        folder=tmp_path,
+        merges=tmp_path / "merges",
+    )
+    assert found.owners == (0,)
+    assert (expert_called("./first", found), expert_called("./second", found)) == (0, 1)
+
+
 def test_the_places_of_a_pool_are_those_of_its_experts(tmp_path):
     found = substitute_pool(recipe(tmp_path, {"left": ["a", "lone"], "jobs": "b", "right": ["a"]}))
     assert [str(model) for model in found.models] == ["a", "b"]
@@ -182,5 +218,9 @@ def test_a_pool_names_the_experts_that_there_are_after_a_change(tmp_path):
     changed = with_renamed(pool, keys)
     assert changed == {"x/left": ["a"], "jobs": ["b"], "y/left": ["c"], "lone": "d"}
     assert substitute_pool(recipe(tmp_path, changed, ("x/left", "y/left", "lone"), "y/left"))
-    assert with_renamed({"a": "1", "b": ["2"]}, {"a": "b"}) == {"b": ["1", "2"]}
+    with_folders = {"spam": "./seed1", "./models/spam": ["./b"], "era": "./seed2"}
+    both = with_renamed(with_folders, {"spam": "new", "./models/spam": "new"})
+    assert both == {"new": ["./seed1", "./b"], "era": "./seed2"}
+    assert with_renamed({"a": ["./b"], "b": "./seed1"}, {"a": "b"}) == {"b": ["./b", "./seed1"]}
+    assert with_renamed({"a": "./a1", "b": "./b1"}, {"a": "b"}) == {"b": ["./a1", "./b1"]}
     assert with_renamed(["a"], {}) == ["a"]

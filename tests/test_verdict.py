@@ -8,7 +8,7 @@ import pytest
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.geometry import measure
 from mergekit_collapse.judging import judge
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.states.states import SpaceStates
 
 pytestmark = pytest.mark.slow

@@ -7,9 +7,10 @@ from itertools import islice
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.known_losses import losses_tell
+from mergekit_collapse.evaluation.own_answers import far_answers, unread_tasks, why_unread
 from mergekit_collapse.geometry.layer_reading import LayerReading
-from mergekit_collapse.geometry.measured import Measured, MeasuredTask
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock
+from mergekit_collapse.geometry.measured import Measured
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.verdict import ALLOW, Reason, Rule, Verdict, concerns, passed
 
 _OF_EXPERTS = ("max_distortion", "max_merging_loss", "max_own_distortion")
@@ -50,7 +51,7 @@ def judge_merged(
         *_checks(found),
         *_distortion(found, limits, budget, names),
         *_losses(found, limits, names),
-        *_own_answers(found, limits, names),
+        *far_answers(found, limits, names),
         *_ratios(found.layers, limits),
         *_layers(found, stop_at, names),
     )
@@ -133,59 +134,15 @@ def _losses(found: Evaluation, limits: EvaluateBlock, names: Sequence[str]) -> I
             yield passed("max_merging_loss", reading, subject, loss, limit, advice)
 
 
-def unscored_tasks(measured: Measured, found: Evaluation) -> tuple[MeasuredTask, ...]:
-    """Tasks that have an expert, and no merging loss that says what the merge is worth there."""
-    scored = {task.name for task in found.tasks if task.loss_percent is not None}
-    return tuple(t for t in measured.own_task if t.owner is not None and t.name not in scored)
-
-
 def unjudged(found: Evaluation, limits: EvaluateBlock) -> tuple[str, ...]:
     """Notes on what the defaults would judge and cannot, since it was not measured."""
-    unread = _unread(found, limits)
+    unread = unread_tasks(found, limits)
     if not unread or limits.wrote("max_own_distortion"):
         return ()
     return (
         f"without a merging loss, and not held against evaluate.max_own_distortion: "
-        f"{', '.join(task.name for task in unread)} ({found.predictive_reason or 'not measured'})",
+        f"{', '.join(task.name for task in unread)} ({why_unread(found)})",
     )
-
-
-def _unread(found: Evaluation, limits: EvaluateBlock) -> tuple[MeasuredTask, ...]:
-    """Tasks whose answers ``max_own_distortion`` is about, where no answers were read."""
-    if limits.max_own_distortion is None or found.hidden is None or found.predictive is not None:
-        return ()
-    return unscored_tasks(found.hidden, found)
-
-
-def _own_answers(
-    found: Evaluation, limits: EvaluateBlock, names: Sequence[str]
-) -> Iterator[Reason]:
-    """Twice the squared Hellinger distance from each expert's answers on its own task."""
-    if limits.max_own_distortion is None:
-        return
-    if _unread(found, limits) and limits.wrote("max_own_distortion"):
-        raise EvaluationError(
-            "evaluate.max_own_distortion is read in predictive space, but "
-            f"{found.predictive_reason}; add predictive to compat.space, give the tasks a "
-            "target:, or set max_own_distortion: null"
-        )
-    for task in unscored_tasks(found.predictive, found) if found.predictive is not None else ():
-        assert task.owner is not None
-        subject = f"{names[task.owner]} on {task.name}"
-        if task.distortion is None:
-            raise EvaluationError(
-                f"evaluate.max_own_distortion of {subject} is undefined: {task.reason}; mend the "
-                "task's prompts, or set max_own_distortion: null"
-            )
-        # Written so that a NaN refuses.
-        if not task.distortion <= limits.max_own_distortion:
-            advice = (
-                f"The merge answers {task.name} unlike its expert: give it more weight, or leave "
-                "it out. With a target: the task is scored, and its score decides."
-            )
-            value, limit = task.distortion, limits.max_own_distortion
-            reading = "measured on own tasks, predictive space"
-            yield passed("max_own_distortion", reading, subject, value, limit, advice)
 
 
 def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[Reason]:

@@ -4,7 +4,7 @@ import math
 
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.recipe.default_limits import MAX_MERGING_LOSS
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
 
 ROWS = 32
 """A loss on as many rows is what was held against outcomes (``docs/evidence.md``)."""

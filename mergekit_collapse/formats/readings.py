@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_collapse.evaluation.unscored import unscored
+
 _RULES = {
     "mds": "MDS",
     "merging_loss": "merging loss",
@@ -152,9 +154,13 @@ def _own_answers(found: dict[str, Any], document: dict[str, Any]) -> Iterator[Re
     limit = document["evaluate"]["max_own_distortion"]
     if limit is None or found["predictive"] is None:
         return
-    scored = {task["name"] for task in found["tasks"] if task["loss_percent"] is not None}
-    for name, task in found["predictive"]["own_task"].items():
-        if task["owner"] is not None and name not in scored:
+    tasks = found["predictive"]["own_task"]
+    names = unscored(
+        ((name, task["owner"]) for name, task in tasks.items()),
+        ((task["name"], task["loss_percent"]) for task in found["tasks"]),
+    )
+    for name, task in tasks.items():
+        if name in names:
             subject = f"{document['experts'][task['owner']]['name']} on {name}"
             value, why = task["distortion"], task.get("distortion_reason")
             yield Reading("own_distortion", "predictive", subject, value, why, limit)

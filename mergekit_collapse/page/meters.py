@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mergekit_collapse.evaluation.unscored import unscored
 from mergekit_collapse.geometry.merging_difficulty import INFINITE
 from mergekit_collapse.page.numerals import limit as limit_text
 from mergekit_collapse.page.numerals import percent, short, three
@@ -125,12 +126,15 @@ def _after(report: StoredReport, when: str, evaluation: StoredEvaluation) -> Ite
 
 def _own_answers(evaluation: StoredEvaluation, when: str, limit: float | None) -> Iterator[Meter]:
     """The worst task that no loss is known of, where a limit is set for those."""
-    scored = {task.name for task in evaluation.tasks if task.loss_percent is not None}
     own = evaluation.predictive.own_task if evaluation.predictive is not None else {}
+    names = unscored(
+        ((name, task.owner) for name, task in own.items()),
+        ((task.name, task.loss_percent) for task in evaluation.tasks),
+    )
     found = {
         name: task.distortion
         for name, task in own.items()
-        if task.owner is not None and task.distortion is not None and name not in scored
+        if name in names and task.distortion is not None
     }
     if limit is None or not found:
         return

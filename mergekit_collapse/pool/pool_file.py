@@ -8,10 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.recipe.recipe import read_yaml
-from mergekit_collapse.recipe.schema import CompatBlock, Count, Flag
-from mergekit_collapse.recipe.schema import Path as ModelPath
+from mergekit_collapse.recipe.schema import CompatBlock
 from mergekit_collapse.recipe.text import require_distinct_keys
 from mergekit_collapse.recipe.validation import mistakes, parse_compat
+from mergekit_collapse.recipe.values import Count, Flag
+from mergekit_collapse.recipe.values import Path as ModelPath
 
 
 def _mapped(value: Any) -> Any:

@@ -28,14 +28,18 @@ def selection_text(selection: Selection) -> str:
 
 
 def selection_document(selection: Selection) -> dict[str, Any]:
-    """Plain data for JSON: an undefined number is null beside its ``…_reason``."""
+    """Plain data for JSON: an undefined number is null beside its ``…_reason``.
+
+    ``budget`` is what the chosen ones were judged by, ``pool_budget`` what they were sought by.
+    """
     choice, geometry = selection.choice, selection.geometry
     names = selection.candidates.recipe.names
     return {
         "format_version": FORMAT_VERSION,
         "pool": str(selection.pool.path),
         "verdict": verdict_document(selection.verdict),
-        "budget": selection.pool.compat.budget.model_dump(),
+        "budget": selection.recipe.compat.budget.model_dump(),
+        "pool_budget": selection.pool.compat.budget.model_dump(),
         "space": geometry.space,
         "layers": list(geometry.layers),
         "candidates": [_candidate(selection, index) for index in range(len(names))],
@@ -179,9 +183,23 @@ def _ending(selection: Selection) -> Iterator[str]:
     geometry, verdict = selection.geometry, selection.verdict
     ball = geometry.ball.radius_squared
     yield ""
+    yield from _other_limit(selection)
     if verdict.decision == "allow":
         yield f"ALLOWED: as a recipe of their own, their ball r² is {ball:.3g}."
         return
     refused = verdict.exit_code == MergeRefusedError.exit_code
     yield "REFUSED: the best that was found is over budget" if refused else "WARNING, over budget"
     yield from (f"  - {printable(str(reason))}" for reason in verdict.reasons)
+
+
+def _other_limit(selection: Selection) -> Iterator[str]:
+    """The default limit depends on tasks, which may be those of candidates that were left out."""
+    sought = selection.pool.compat.budget.distortion
+    judged = selection.recipe.compat.budget.distortion
+    if sought != judged:
+        assert sought is not None
+        assert judged is not None
+        yield (
+            "  note: the chosen were sought by the default limit of a block with tasks, "
+            f"distortion {sought:g}; none of them has one, so that theirs is {judged:g}"
+        )

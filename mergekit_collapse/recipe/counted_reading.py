@@ -1,6 +1,7 @@
 """The reading of r² that the default limits were chosen for."""
 
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
+from mergekit_collapse.recipe.schema import CompatBlock
 
 _OF_BUDGET = ("rule", "over", "space")
 _OF_STATES = ("layer", "pooling", "scale")

@@ -101,14 +101,22 @@ def identity(model: ModelReference) -> Hashable:
 
 
 def place_among(
-    models: Sequence[ModelReference], wanted: ModelReference, folders: Iterable[Path | None]
+    models: Sequence[ModelReference], wanted: ModelReference, folders: Iterable[Path]
 ) -> int | None:
-    """Index of the first that is the wanted one, as it is written or from one of the folders."""
+    """Index of the first that is the wanted one, as it is written or from one of the folders.
+
+    Args:
+        models: to look among.
+        wanted: its path as MergeKit resolves it, or from a folder.
+        folders: tried in this order, after the path as it is written.
+
+    Returns:
+        Into ``models``; None if it is none of them.
+    """
     spellings = [wanted]
     for parent in folders:
-        if parent is not None:
-            moved = wanted.model.model_copy(update={"path": str(parent / wanted.model.path)})
-            spellings.append(wanted.model_copy(update={"model": moved}))
+        moved = wanted.model.model_copy(update={"path": str(parent / wanted.model.path)})
+        spellings.append(wanted.model_copy(update={"model": moved}))
     keys = [identity(model) for model in models]
     for spelling in spellings:
         if spelling in models:

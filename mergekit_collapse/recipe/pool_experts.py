@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mergekit.common import ModelReference
-
 from mergekit_collapse.errors import InvalidRecipeError
 from mergekit_collapse.findings import printable
-from mergekit_collapse.recipe.groups import place_among
-from mergekit_collapse.recipe.recipe import Recipe
+from mergekit_collapse.recipe.recipe import Recipe, expert_named
 
 
 def expert_called(text: str, recipe: Recipe) -> int:
     """Index of the expert that is called so, by its name, its model or a task that it owns.
+
+    Args:
+        text: a key of the pool; a model is found from wherever ``tasks.model`` is.
+        recipe: the pool is its.
+
+    Returns:
+        Into ``recipe.experts``.
 
     Raises:
         InvalidRecipeError: none is, or two are.
@@ -23,8 +27,9 @@ def expert_called(text: str, recipe: Recipe) -> int:
     owned = _owned(recipe)
     found = {i for i, name in enumerate(recipe.names) if name == text}
     found |= {owned[text]} if text in owned else set()
-    if (model := _model(text, recipe)) is not None:
-        found.add(model)
+    with suppress(ValueError, RuntimeError):  # it is no model reference
+        model = expert_named(text, recipe.experts, recipe.folders)
+        found |= set() if model is None else {model}
     if len(found) == 1:
         return found.pop()
     if found:
@@ -74,26 +79,31 @@ def named_from_anywhere(recipe: Recipe) -> Mapping[str, str]:
 
 
 def with_renamed(pool: Any, keys: Mapping[str, str]) -> Any:
-    """A pool under the keys of `renamed_experts`; what two keys name comes under one."""
+    """A pool under other keys.
+
+    Args:
+        pool: of ``substitute``, as it is written or as it was read; a list stays what it is.
+        keys: by each key the one in its place, as of `renamed_experts` or `named_from_anywhere`;
+            one that is not among them stays.
+
+    Returns:
+        The pool. What two keys name comes under one, in a list; models of a key that stayed alone
+        stand as they did, be it as a list or as a text.
+    """
     if not isinstance(pool, dict):
         return pool
-    found: dict[str, Sequence[str]] = {}
+    found: dict[str, Any] = {}
     for key, models in pool.items():
-        listed = [models] if isinstance(models, str) else [*models]
         name = keys.get(key, key)
-        found[name] = [*found.get(name, ()), *listed] if name in found else models
+        found[name] = [*_listed(found[name]), *_listed(models)] if name in found else models
     return found
+
+
+def _listed(models: str | Sequence[str]) -> Sequence[str]:
+    return [models] if isinstance(models, str) else models
 
 
 def _owned(recipe: Recipe) -> dict[str, int]:
     """The expert of every task that has one, by the task's name."""
     tasks = zip(recipe.compat.probes.tasks, recipe.owners, strict=True)
     return {task.name: owner for task, owner in tasks if owner is not None}
-
-
-def _model(text: str, recipe: Recipe) -> int | None:
-    try:
-        wanted = ModelReference.parse(text)
-    except (ValueError, RuntimeError):
-        return None
-    return place_among(recipe.experts, wanted, (recipe.folder,))

@@ -1,6 +1,7 @@
 """A MergeKit recipe as the gate sees it: which models are merged, in the order of the YAML."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Recipe:
         names: a short unique name for each expert.
         base: the model that task vectors are taken from, where it is no expert itself.
         owners: per task of the block, the index of the expert it belongs to, or None.
+        merges: the folder in which mergekit-multi puts earlier merges, where it runs.
     """
 
     path: Path | None
@@ -47,6 +49,12 @@ class Recipe:
     names: tuple[str, ...]
     base: ModelReference | None
     owners: tuple[int | None, ...]
+    merges: Path | None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where an expert may lie that the block names by its model: see ``expert_named``."""
+        return _folders(self.folder, self.merges)
 
     @property
     def sha256(self) -> str:
@@ -171,8 +179,10 @@ def build_recipe(
         names=short_names(experts),
         base=bases[0] if bases else None,
         owners=tuple(
-            _owner(i, t, experts, folder, merges) for i, t in enumerate(block.probes.tasks)
+            _owner(i, t, experts, _folders(folder, merges))
+            for i, t in enumerate(block.probes.tasks)
         ),
+        merges=merges,
     )
 
 
@@ -222,24 +232,39 @@ def short_names(models: tuple[ModelReference, ...]) -> tuple[str, ...]:
     return tuple(str(m) for m in models)
 
 
+def expert_named(
+    text: str, experts: Sequence[ModelReference], folders: Sequence[Path]
+) -> int | None:
+    """Index of the expert whose model a key of the block names; None if it is none of them.
+
+    Args:
+        text: a model as MergeKit reads it, or its way from one of the folders.
+        experts: of the recipe.
+        folders: the recipe's own, then that of earlier merges of mergekit-multi.
+
+    Raises:
+        ValueError, RuntimeError: the text is no model reference.
+    """
+    return place_among(experts, ModelReference.parse(text), folders)
+
+
+def _folders(folder: Path, merges: Path | None) -> tuple[Path, ...]:
+    return (folder,) if merges is None else (folder, merges)
+
+
 def _owner(
-    index: int,
-    task: TaskBlock,
-    experts: tuple[ModelReference, ...],
-    folder: Path,
-    merges: Path | None,
+    index: int, task: TaskBlock, experts: tuple[ModelReference, ...], folders: Sequence[Path]
 ) -> int | None:
     if task.model is None:
         return None
     where = f"compat.probes.tasks[{index}].model"
     try:
-        wanted = ModelReference.parse(task.model)
+        found = expert_named(task.model, experts, folders)
     except (ValueError, RuntimeError) as error:
         raise InvalidRecipeError(
             f"{where}: {task.model!r} is no model reference: {error}"
         ) from None
-    # As MergeKit resolves it, then beside the recipe, then an earlier merge of mergekit-multi.
-    if (found := place_among(experts, wanted, (folder, merges))) is not None:
+    if found is not None:
         return found
     raise InvalidRecipeError(
         f"{where}: {task.model} is not merged by this recipe; "

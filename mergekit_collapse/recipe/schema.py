@@ -1,24 +1,28 @@
 """The ``compat:`` block of a recipe: its keys, their defaults and what is wrong with a bad one."""
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
-from mergekit_collapse.recipe.default_limits import (
-    MAX_MERGING_LOSS,
-    MAX_OWN_DISTORTION,
-    SHIPPED_ALONE,
-    WITH_TASKS,
-    DefaultLimits,
+from mergekit_collapse.recipe.default_limits import SHIPPED_ALONE, WITH_TASKS, DefaultLimits
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock, with_defaults
+from mergekit_collapse.recipe.values import (
+    Block,
+    Count,
+    Flag,
+    Number,
+    Path,
+    Share,
+    SpaceName,
+    listed,
+    without_nul,
 )
 
 BUILTIN_TASK = "builtin"
@@ -26,13 +30,6 @@ BUILTIN_TASK = "builtin"
 # Doubled braces stand for themselves; a field is a name and nothing else, so that a
 # template from a stranger can reach no attribute and evaluate nothing.
 TEMPLATE_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-
-
-def _reject_boolean(value: Any) -> Any:
-    """YAML's ``yes`` and ``true`` would pass for 1 in Python."""
-    if isinstance(value, bool):
-        raise ValueError(f"a number is expected, got {str(value).lower()}")
-    return value
 
 
 def _samples(value: Any) -> Any:
@@ -48,11 +45,6 @@ def _shown(value: Any) -> str:
     return "null" if value is None else f"{value!r:.60}"
 
 
-def _listed(value: Any) -> Any:
-    """``space: hidden`` means ``space: [hidden]``."""
-    return [value] if isinstance(value, str) else value
-
-
 def _layer(value: Any) -> Any:
     """One message for a bad layer instead of one for each branch of the union."""
     layers = value if isinstance(value, list | tuple) else [value]
@@ -64,13 +56,6 @@ def _layer(value: Any) -> Any:
     if len(set(layers)) != len(layers):
         raise ValueError(f"a layer stands twice in {value!r}; name each once")
     return tuple(value) if isinstance(value, list) else value
-
-
-def _without_nul(value: str) -> str:
-    """What a path cannot hold raises a bare ValueError wherever it is opened."""
-    if "\0" in value:
-        raise ValueError(f"holds a NUL character: {value[:60]!r}; remove it")
-    return value
 
 
 def _template(value: str) -> str:
@@ -87,15 +72,15 @@ def _switch(value: Any) -> Any:
 
 def _pool(value: Any) -> Any:
     """One message for a bad pool instead of one for each branch of the union."""
-    value = _listed(value)
+    value = listed(value)
     if not isinstance(value, dict):
         return _candidates(value, "a list of models, or of experts with a list for each,")
     for expert in value:
         if not isinstance(expert, str) or not expert.strip():
             raise ValueError(f"an expert's name is expected before the colon, got {expert!r:.60}")
-        _without_nul(expert)
+        without_nul(expert)
     return {
-        expert: _candidates(_listed(models), f"under {expert!r:.60} a list of models")
+        expert: _candidates(listed(models), f"under {expert!r:.60} a list of models")
         for expert, models in value.items()
     }
 
@@ -104,9 +89,9 @@ def _candidates(value: Any, wanted: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{wanted} is expected, got {_shown(value)}")
     for model in value:
-        if not isinstance(model, str) or not model:
+        if not isinstance(model, str) or not model.strip():
             raise ValueError(f"{wanted} is expected, got {_shown(model)} in it")
-        _without_nul(model)
+        without_nul(model)
     return tuple(value)
 
 
@@ -123,27 +108,12 @@ def _not_blank(value: str) -> str:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_reject_boolean), Field(allow_inf_nan=False)]
-Count = Annotated[int, BeforeValidator(_reject_boolean)]
-Flag = Annotated[bool, Field(strict=True)]
-Path = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Template = Annotated[str, AfterValidator(_template)]
-LmEvalTask = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 Choice = Annotated[str, BeforeValidator(_no_yaml_word), AfterValidator(_not_blank)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-SpaceName = Literal["hidden", "predictive"]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def wrote(self, key: str) -> bool:
-        """Whether the value is the author's own, and no default."""
-        return key in self.model_fields_set
-
-
-class TaskBlock(_Block):
+class TaskBlock(Block):
     """One task of the user's own: its rows, and the expert that it belongs to."""
 
     name: str = Field(min_length=1)
@@ -182,7 +152,7 @@ class TaskBlock(_Block):
         return self
 
 
-class ProbesBlock(_Block):
+class ProbesBlock(Block):
     """Which prompts the models are measured on."""
 
     builtin: Flag = True
@@ -206,34 +176,7 @@ class ProbesBlock(_Block):
         return WITH_TASKS if self.tasks else SHIPPED_ALONE
 
 
-class BudgetBlock(_Block):
-    """The limits, and which reading is held against them. Null switches a limit off.
-
-    By itself it has the default limits of a block with tasks.
-    """
-
-    distortion: Annotated[Number, Field(ge=0)] | None = WITH_TASKS.distortion
-    rule: Literal["ball", "corollary", "weights"] = "ball"
-    over: Literal["pooled", "own_task"] = "pooled"
-    space: SpaceName = "hidden"
-    mds: Annotated[Number, Field(ge=1)] | None = None
-    similarity: Literal["unrelated", "group_max", "group_minmax"] = "unrelated"
-
-    @model_validator(mode="after")
-    def _rules_fit(self) -> "BudgetBlock":
-        if self.distortion is None and self.mds is None:
-            raise ValueError(
-                "distortion and mds are both null, so nothing decides; give one a number"
-            )
-        if self.over == "own_task" and self.rule == "corollary":
-            raise ValueError(
-                "rule: corollary bounds pooled probes only; "
-                "use over: pooled, or rule: ball or weights"
-            )
-        return self
-
-
-class MonitorBlock(_Block):
+class MonitorBlock(Block):
     """Whether the merged layers are run on the probes as they appear, and where that ends it."""
 
     enabled: Flag = True
@@ -246,23 +189,7 @@ class MonitorBlock(_Block):
         return self
 
 
-class EvaluateBlock(_Block):
-    """What the merged model is held against. Null switches a limit off.
-
-    By itself it has the default limits of a block with tasks.
-    """
-
-    enabled: Flag = True
-    max_distortion: Annotated[Number, Field(ge=0)] | None = WITH_TASKS.max_distortion
-    max_merging_loss: Annotated[Number, Field(ge=0)] | None = MAX_MERGING_LOSS
-    max_own_distortion: Annotated[Number, Field(ge=0)] | None = MAX_OWN_DISTORTION
-    min_variance_ratio: Share | None = 0.5
-    min_rank_ratio: Share | None = 0.5
-    on_collapse: Literal["reject", "warn"] = "reject"
-    lm_eval: Annotated[tuple[LmEvalTask, ...], BeforeValidator(_listed)] = ()
-
-
-class ReweightBlock(_Block):
+class ReweightBlock(Block):
     """How a merge over budget gets other weights."""
 
     goal: Literal["minimax", "protect"] = "minimax"
@@ -270,13 +197,13 @@ class ReweightBlock(_Block):
     per_layer: Flag = False
 
 
-class DropBlock(_Block):
+class DropBlock(Block):
     """How many experts a merge over budget keeps at least."""
 
     min_experts: Count = Field(default=2, ge=2)
 
 
-class SubstituteBlock(_Block):
+class SubstituteBlock(Block):
     """The models that may take the place of an expert over budget, of any or of the one named."""
 
     # Checked by _pool alone, since each branch of the union would add a message of its own.
@@ -290,7 +217,7 @@ class SubstituteBlock(_Block):
         return self.pool
 
 
-class CacheBlock(_Block):
+class CacheBlock(Block):
     """Whether results are kept for later runs, and by what a model is known again."""
 
     enabled: Flag = True
@@ -302,26 +229,11 @@ class CacheBlock(_Block):
         return self.hash == "full"
 
 
-Limits = TypeVar("Limits", BudgetBlock, EvaluateBlock)
-
-
-def _for_probes(block: Limits, probes: ProbesBlock) -> Limits:
-    """The block with the default limits of these probes; what the author wrote stays.
-
-    It does not count as written, so that other probes can have theirs.
-    """
-    values = dict(block)
-    for key in ("distortion", "max_distortion"):
-        if key in values and not block.wrote(key):
-            values[key] = getattr(probes.default_limits, key)
-    return type(block).model_construct(_fields_set=block.model_fields_set, **values)
-
-
-class CompatBlock(_Block):
+class CompatBlock(Block):
     """The whole block. ``compat: {}`` is valid: every key has a default."""
 
     probes: ProbesBlock = ProbesBlock()
-    space: Annotated[tuple[SpaceName, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+    space: Annotated[tuple[SpaceName, ...], BeforeValidator(listed), Field(min_length=1)] = (
         "hidden",
         "predictive",
     )
@@ -343,7 +255,7 @@ class CompatBlock(_Block):
         default=EvaluateBlock(), validate_default=True
     )
     report: Path | None = None
-    log_to: Annotated[tuple[Tracker, ...], BeforeValidator(_listed)] = ()
+    log_to: Annotated[tuple[Tracker, ...], BeforeValidator(listed)] = ()
     cache: Annotated[CacheBlock, BeforeValidator(_switch)] = CacheBlock()
 
     @property
@@ -355,8 +267,8 @@ class CompatBlock(_Block):
         """The block with other tasks, as if it had been written so."""
         probes = self.probes.model_copy(update={"tasks": tasks})
         limits = {
-            "budget": _for_probes(self.budget, probes),
-            "evaluate": _for_probes(self.evaluate, probes),
+            "budget": with_defaults(self.budget, probes.default_limits),
+            "evaluate": with_defaults(self.evaluate, probes.default_limits),
         }
         return self.model_copy(update={"probes": probes, **limits})
 
@@ -366,7 +278,7 @@ class CompatBlock(_Block):
         # pydantic's ValidationInfo, a protocol that no instance can be checked against.
         # Where the probes are wrong themselves, the block is refused for that.
         probes = info.data.get("probes")
-        return block if probes is None else _for_probes(block, probes)
+        return block if probes is None else with_defaults(block, probes.default_limits)
 
     @model_validator(mode="after")
     def _budget_is_measurable(self) -> "CompatBlock":

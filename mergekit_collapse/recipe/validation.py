@@ -9,12 +9,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.recipe.schema import (
-    BudgetBlock,
     CacheBlock,
     CompatBlock,
     DropBlock,
-    EvaluateBlock,
     MonitorBlock,
     ProbesBlock,
     ReweightBlock,

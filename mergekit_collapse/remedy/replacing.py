@@ -181,7 +181,8 @@ def _reason(
     twins = sum(trial.reason is not None and not trial.unfit for trial in tried)
     text = "1 replacement was tried" if measured == 1 else f"{measured} replacements were tried"
     if twins:
-        text += f"{',' if unfit else ' and'} {twins} left out as twins or members"
+        what = "a twin or member" if twins == 1 else "twins or members"
+        text += f"{',' if unfit else ' and'} {twins} left out as {what}"
     if unfit:
         text += f" and {unfit} left out for {'its score' if unfit == 1 else 'their scores'}"
     return (

@@ -24,6 +24,11 @@ class OwnTask:
     owner_name: str
     score: float
 
+    @property
+    def asks(self) -> bool:
+        """Whether a share of the score asks anything; at 0, Eq. 1 is undefined."""
+        return self.score > 0
+
 
 def falls_short(task: OwnTask, score: float | None, max_loss: float) -> str | None:
     """Why a candidate does not do an expert's task; None if it does.
@@ -34,8 +39,9 @@ def falls_short(task: OwnTask, score: float | None, max_loss: float) -> str | No
     place of the merged model. A candidate without a score, or with NaN, does not.
 
     Args:
+        task: one that `asks` something.
         score: the candidate's on the same rows.
-        max_loss: percent.
+        max_loss: percent, below 100.
     """
     least = (1 - max_loss / 100) * task.score
     if score is not None and score >= least * (1 - _ROUNDING):

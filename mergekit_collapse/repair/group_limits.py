@@ -4,7 +4,7 @@ import numpy as np
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.geometry.geometry import Geometry
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
 from mergekit_collapse.remedy.group_reading import (
     GroupReading,

@@ -10,7 +10,7 @@ from mergekit_collapse.geometry.rows import select_probes
 from mergekit_collapse.geometry.scales import layer_scales
 from mergekit_collapse.material import Material
 from mergekit_collapse.recipe.coefficients import recipe_coefficients
-from mergekit_collapse.recipe.schema import BudgetBlock
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.remedy.criterion import Criterion, DifficultyLimit
 from mergekit_collapse.remedy.group_reading import (
     GroupReading,

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_collapse.material import Material
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.default_limits import MAX_MERGING_LOSS
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.remedy.same_tasks import OwnTask, falls_short
 from mergekit_collapse.repair.replacement_limits import Lineup
 from mergekit_collapse.repair.substitute_pool import SubstitutePool
@@ -42,16 +43,21 @@ def standing_in(
     """Hold every candidate against the scores of the experts in whose places it may stand.
 
     Args:
-        places: as `open_places`; one whose expert turns out to have no score is closed, unless
-            the recipe names its candidates.
+        pool: the candidates, and who may take which place.
+        places: as `open_places`; one whose expert turns out to have no score above 0 is closed,
+            unless the recipe names its candidates.
+        lineup: rows for the experts and the candidates.
         tasks: of the experts that were scored.
         scores: of the candidates, by their index after the experts and the task's.
         max_loss: what a candidate may lose against the expert, percent.
+
+    Returns:
+        Rows of the lineup for every expert; none for a place that is closed.
     """
     rows: dict[int, tuple[int, ...]] = dict.fromkeys(range(lineup.experts), ())
     unfit: dict[tuple[int, int], str] = {}
     for place in places:
-        owned = [task for task in tasks if task.owner == place]
+        owned = [task for task in tasks if task.owner == place and task.asks]
         if not (owned or pool.named):
             continue
         offered = {lineup.experts + index for index in pool.may_take[place]}
@@ -75,9 +81,9 @@ def own_tasks(material: Material) -> tuple[OwnTask, ...]:
 
 
 def loss_limit(evaluate: EvaluateBlock) -> float:
-    """What a candidate may lose, percent: what a merge may, or may by default."""
+    """What a candidate may lose, percent: what a merge may, but at most what it may by default.
+
+    A merge may be let lose everything on purpose; a candidate that does is no substitute.
+    """
     limit = evaluate.max_merging_loss
-    if limit is None:
-        limit = EvaluateBlock().max_merging_loss
-    assert limit is not None
-    return limit
+    return MAX_MERGING_LOSS if limit is None else min(limit, MAX_MERGING_LOSS)

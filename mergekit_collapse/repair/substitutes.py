@@ -9,14 +9,16 @@ from mergekit_collapse.assessment import Assessment
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError
 from mergekit_collapse.recipe.compat_source import CompatSource
 from mergekit_collapse.recipe.groups import all_groups
+from mergekit_collapse.recipe.limits import BudgetBlock
 from mergekit_collapse.recipe.members import block_with_owner, with_replaced
 from mergekit_collapse.recipe.places import resolved
 from mergekit_collapse.recipe.pool_experts import renamed_experts, with_renamed
 from mergekit_collapse.recipe.recipe import Recipe, short_names
-from mergekit_collapse.recipe.schema import BudgetBlock, CompatBlock, SubstituteBlock
+from mergekit_collapse.recipe.schema import CompatBlock, SubstituteBlock
 from mergekit_collapse.recipe.text import FIELD
 from mergekit_collapse.recipe.yaml_edit import edit_yaml
 from mergekit_collapse.remedy.replacing import Swap, Trial, replace_experts
+from mergekit_collapse.remedy.same_tasks import OwnTask
 from mergekit_collapse.repair.change import Change, NoRemedyError
 from mergekit_collapse.repair.changed_recipe import Changed, written_block
 from mergekit_collapse.repair.remeasured import Assess
@@ -60,17 +62,19 @@ def with_substitutes(assessment: Assessment, assess: Assess) -> Change:
         raise InvalidRecipeError(f"compat.substitute.pool cannot be measured: {error}") from error
     lineup = Lineup.of(count, len(pool.models))
     limits = replacement_limits(measured, lineup, recipe.compat.budget)
+    tasks = own_tasks(measured.material)
     may = standing_in(
         pool,
         places,
         lineup,
-        tasks=own_tasks(measured.material),
+        tasks=tasks,
         scores=measured.material.own_scores.of_stand_ins,
         max_loss=loss_limit(recipe.compat.evaluate),
     )
     found = replace_experts(limits, count, candidates=may.rows, unfit=may.unfit)
     open_now = [place for place in places if may.rows[place]]
-    left_out, closed = _left_out(joint, lineup, found.tried), _closed(recipe, pool, open_now)
+    left_out = _left_out(joint, lineup, found.tried)
+    closed = _closed(recipe, pool, open_now, tasks)
     if not found.swaps:
         reason = found.reason or "beside the pool the recipe is inside its limits"
         raise NoRemedyError("; ".join([reason, *left_out, *closed]))
@@ -157,14 +161,33 @@ def _left_out(joint: Recipe, lineup: Lineup, tried: Sequence[Trial]) -> list[str
     )
 
 
-def _closed(recipe: Recipe, pool: SubstitutePool, places: Sequence[int]) -> list[str]:
-    """What is to be done for the experts that could not be replaced, if there are any."""
-    names = [n for i, n in enumerate(recipe.names) if i not in places]
-    if not names:
+def _closed(
+    recipe: Recipe, pool: SubstitutePool, places: Sequence[int], tasks: Sequence[OwnTask] = ()
+) -> list[str]:
+    """What is to be done for the experts that could not be replaced, if there are any.
+
+    Args:
+        places: those that are open.
+        tasks: of the experts that were scored, as far as they were.
+    """
+    shut = [i for i in range(len(recipe.names)) if i not in places]
+    if not shut:
         return []
     if pool.named:
-        return [f"substitute.pool names no other model for {', '.join(names)}"]
-    return [
-        f"nothing tells which candidates do the work of {', '.join(names)}: they own no task that "
-        "is scored; add target: to one, or name the candidates under the expert in substitute.pool"
+        names = ", ".join(recipe.names[i] for i in shut)
+        return [f"substitute.pool names no other model for {names}"]
+    useless = [task for task in tasks if task.owner in shut and not task.asks]
+    said = [
+        f"no candidate can be held to what {task.owner_name} scores on {task.name}, "
+        f"{task.score:.3g}; mend the task, or name the candidates under the expert in "
+        "substitute.pool"
+        for task in useless
     ]
+    if names := ", ".join(recipe.names[i] for i in shut if i not in {t.owner for t in useless}):
+        said.insert(
+            0,
+            f"nothing tells which candidates do the work of {names}: they own no task that is "
+            "scored; add target: to one, or name the candidates under the expert in "
+            "substitute.pool",
+        )
+    return said

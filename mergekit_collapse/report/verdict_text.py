@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
-from mergekit_collapse.evaluation.judgement import unscored_tasks
+from mergekit_collapse.evaluation.own_answers import unscored_tasks
 from mergekit_collapse.findings import printable
 from mergekit_collapse.judging import deciding_distortion
 from mergekit_collapse.report.hint import hint

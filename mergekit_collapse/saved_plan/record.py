@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mergekit_collapse.errors import MergeRefusedError
-from mergekit_collapse.recipe.schema import Path
+from mergekit_collapse.recipe.values import Path
 from mergekit_collapse.report.remedy import Remedy
 from mergekit_collapse.verdict import Verdict
 

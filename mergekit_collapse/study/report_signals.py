@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergekit_collapse.geometry.merging_difficulty import INFINITE
-from mergekit_collapse.recipe.schema import BudgetBlock, EvaluateBlock, SpaceName
+from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
+from mergekit_collapse.recipe.values import SpaceName
 from mergekit_collapse.report.stored import NOT_GIVEN, Part
 from mergekit_collapse.report.stored_report import SPACES, StoredReport
 
