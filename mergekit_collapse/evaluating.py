@@ -8,7 +8,8 @@ from mergekit.options import MergeOptions
 
 from mergekit_collapse.assessment import assess
 from mergekit_collapse.errors import EvaluationError, InvalidRecipeError, MergeRejectedError
-from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
+from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.own_answers import unjudged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.merge_options import load_options
 from mergekit_collapse.recipe.recipe import Recipe

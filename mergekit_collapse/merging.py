@@ -14,7 +14,8 @@ from mergekit_collapse.errors import (
     UnevaluatedMergeError,
 )
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
+from mergekit_collapse.evaluation.judgement import judge_merged
+from mergekit_collapse.evaluation.own_answers import unjudged
 from mergekit_collapse.finished_merge import check_folder, evaluate_folder
 from mergekit_collapse.foreign_errors import first_line, told_as_evaluation_error
 from mergekit_collapse.formats.card import add_to_card

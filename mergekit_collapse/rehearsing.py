@@ -8,8 +8,9 @@ from mergekit.options import MergeOptions
 
 from mergekit_collapse.errors import MergeRefusedError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
+from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.evaluation.known_losses import ROWS, limits_losses, losses_tell
+from mergekit_collapse.evaluation.own_answers import unjudged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
 from mergekit_collapse.judging import is_borderline

@@ -8,8 +8,9 @@ import pytest
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.judgement import judge_merged, unjudged
+from mergekit_collapse.evaluation.judgement import judge_merged
 from mergekit_collapse.evaluation.merging_loss import TaskLoss
+from mergekit_collapse.evaluation.own_answers import unjudged
 from mergekit_collapse.evaluation.smoke import Check
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured, MeasuredTask

@@ -9,7 +9,7 @@ from rules import Rule, before, collapsed, fit, judge, over_any, rates, rejected
 from signal_names import limits_said, signals_said
 
 from mergekit_collapse.recipe.default_limits import SHIPPED_ALONE, WITH_TASKS
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.study.error_rates import ErrorRates
 from mergekit_collapse.study.share import Share
 

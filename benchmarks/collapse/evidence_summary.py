@@ -9,7 +9,7 @@ from rules import before, over_any, rates, rejected
 from signal_names import limits_said
 from signal_quality import Quality, quality
 
-from mergekit_collapse.recipe.schema import EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.study.error_rates import ErrorRates
 from mergekit_collapse.study.share import Share
 

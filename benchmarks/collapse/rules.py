@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from merge_rows import MergeRow, column
 
-from mergekit_collapse.recipe.schema import CompatBlock, EvaluateBlock
+from mergekit_collapse.recipe.limits import EvaluateBlock
+from mergekit_collapse.recipe.schema import CompatBlock
 from mergekit_collapse.study.either_limit import fit_either
 from mergekit_collapse.study.error_rates import ErrorRates, error_rates, over
 from mergekit_collapse.study.fitted_limit import fit_limit

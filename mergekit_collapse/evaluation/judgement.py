@@ -7,7 +7,7 @@ from itertools import islice
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.known_losses import losses_tell
-from mergekit_collapse.evaluation.own_answers import far_answers, unread_tasks, why_unread
+from mergekit_collapse.evaluation.own_answers import far_answers, why_unread
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
 from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
@@ -91,7 +91,7 @@ def _distortion(
     measured = found.predictive if budget.space == "predictive" else found.hidden
     if measured is None:
         raise EvaluationError(
-            f"evaluate.max_distortion is read in predictive space, but {found.predictive_reason}; "
+            f"evaluate.max_distortion is read in predictive space, but {why_unread(found)}; "
             "set budget.space: hidden or max_distortion: null"
         )
     own = " on own tasks" if budget.over == "own_task" else ""
@@ -132,17 +132,6 @@ def _losses(found: Evaluation, limits: EvaluateBlock, names: Sequence[str]) -> I
             advice = f"The merge forgets {task.name}: give it more weight, or leave it out."
             loss, limit = -task.loss_percent, limits.max_merging_loss
             yield passed("max_merging_loss", reading, subject, loss, limit, advice)
-
-
-def unjudged(found: Evaluation, limits: EvaluateBlock) -> tuple[str, ...]:
-    """Notes on what the defaults would judge and cannot, since it was not measured."""
-    unread = unread_tasks(found, limits)
-    if not unread or limits.wrote("max_own_distortion"):
-        return ()
-    return (
-        f"without a merging loss, and not held against evaluate.max_own_distortion: "
-        f"{', '.join(task.name for task in unread)} ({why_unread(found)})",
-    )
 
 
 def _ratios(layers: Sequence[LayerReading], limits: EvaluateBlock) -> Iterator[Reason]:

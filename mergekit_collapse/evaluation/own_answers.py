@@ -31,6 +31,17 @@ def why_unread(found: Evaluation) -> str:
     return found.predictive_reason or "it was not measured"
 
 
+def unjudged(found: Evaluation, limits: EvaluateBlock) -> tuple[str, ...]:
+    """Notes on what the defaults would judge and cannot, since it was not measured."""
+    unread = unread_tasks(found, limits)
+    if not unread or limits.wrote("max_own_distortion"):
+        return ()
+    return (
+        f"without a merging loss, and not held against evaluate.max_own_distortion: "
+        f"{', '.join(task.name for task in unread)} ({why_unread(found)})",
+    )
+
+
 def far_answers(found: Evaluation, limits: EvaluateBlock, names: Sequence[str]) -> Iterator[Reason]:
     """Twice the squared Hellinger distance from each expert's answers on its own task.
 
