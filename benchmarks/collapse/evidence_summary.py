@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from evidence_encoder import by_default
 from evidence_signals import shown
 from merge_rows import MergeRow, column
 from rules import before, over_any, rates, rejected
@@ -29,6 +30,10 @@ def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
         f"({_after(limits)}) refuses {_both(rates(seen, rejected(seen, limits)))}; on unseen "
         f"tasks, {_both(rates(unseen, rejected(unseen, limits)))}. So a rehearsal is what to trust"
         " where a merge matters, and a `target:` for its tasks is worth more than any limit."
+    )
+    yield (
+        "- **On an encoder**, which it was not chosen on either, the limit before the merge refuses"
+        f" {_both(by_default())}: there all that a merge can spoil lies in the state that is read."
     )
     ball, loss = _known(seen, "gate.ball"), _known(seen, "measured.few_loss")
     conflict, count = _known(seen, "sign_change_ratio"), _known(seen, "experts")

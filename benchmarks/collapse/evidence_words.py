@@ -81,7 +81,9 @@ CUT = """## What was cut
 - Adapters change the upper half of the layers; states of the lower half of full fine-tunes are not
   read, nor of single layers but as a mean over all.
 - {held_out} held-out rows a task: a loss of 20 % is some 3 standard errors of an accuracy of .9.
-- Rivals are asked about sets of seen tasks alone, and 128 probes and token-wise states as well.
+- Rivals are asked about sets of seen tasks alone, MergeLens and parameter conflict about hardly a
+  group (the tables say of how many merges each signal is known); 128 probes and token-wise states
+  are of seen tasks as well.
 - Prompts of tasks that contradict each other are shared (the benchmark's README counts them).
 """
 

@@ -64,7 +64,6 @@ RIVALS: Mapping[str, str] = {
     "gradient_base_l2": "gradient L2, at the base",
     "gradient_expert_l2": "gradient L2, at the experts",
     "mergelens": "MergeLens, with the base",
-    "mergelens_diagnose": "MergeLens, `diagnose`",
 }
 """What others foretell collapse by."""
 
