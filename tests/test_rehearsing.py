@@ -22,6 +22,7 @@ from mergekit_collapse.recipe.limits import BudgetBlock, EvaluateBlock
 from mergekit_collapse.recipe.schema import MonitorBlock, TaskBlock
 from mergekit_collapse.rehearsing import as_rehearsal, is_due, may_be_overruled, with_rehearsal
 from mergekit_collapse.report import terminal
+from mergekit_collapse.report.document import to_document
 from mergekit_collapse.verdict import Reason, Verdict
 
 NEVER_WRONG = 1e9
@@ -243,6 +244,10 @@ def test_what_the_tasks_lose_decides_in_the_place_of_the_default_limit(scored):
         good = with_rehearsal(scored, found, warn_only=False)
         assert good.verdict.decision == "allow"
         assert "needs `rehearse: always`" in good.rehearsal.notes[-1]
+        # No form of the report shows a limit that gave way.
+        assert to_document(good)["evaluate"]["max_distortion"] is None
+        assert "measured distortion" not in terminal.verdict(good)
+        assert "worst merging loss 19 % is within 20 %" in terminal.verdict(good)
     # Refused by both, it has both reasons.
     bad = with_rehearsal(scored, told(scored, 0.0, -21.0), warn_only=False)
     assert (bad.verdict.exit_code, rules(bad.verdict)) == (3, ["distortion", "max_merging_loss"])

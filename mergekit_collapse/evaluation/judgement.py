@@ -6,7 +6,7 @@ from itertools import islice
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.evaluation.evaluation import Evaluation
-from mergekit_collapse.evaluation.known_losses import losses_tell
+from mergekit_collapse.evaluation.known_losses import applied
 from mergekit_collapse.evaluation.own_answers import far_answers, why_unread
 from mergekit_collapse.geometry.layer_reading import LayerReading
 from mergekit_collapse.geometry.measured import Measured
@@ -32,7 +32,8 @@ def judge_merged(
 
     The distortion is read where the budget is: ``budget.space``, over ``budget.over``. A task
     whose loss is known is judged by that, any other that has an expert by the merged model's
-    answers to its prompts.
+    answers to its prompts. The default ``max_distortion`` gives way where losses tell what the
+    merge is worth to every expert (``applied``).
 
     Args:
         found: what was measured; whatever is absent because the merge was stopped is no ground
@@ -47,6 +48,7 @@ def judge_merged(
     Raises:
         EvaluationError: the reading that a limit is about is undefined.
     """
+    limits = applied(limits, found, len(names))
     reasons = (
         *_checks(found),
         *_distortion(found, limits, budget, names),
@@ -78,8 +80,6 @@ def _distortion(
     found: Evaluation, limits: EvaluateBlock, budget: BudgetBlock, names: Sequence[str]
 ) -> Iterator[Reason]:
     if limits.max_distortion is None:
-        return
-    if not limits.wrote("max_distortion") and losses_tell(found, limits, len(names)):
         return
     if found.hidden is None:
         if found.stopped_at is None and all(check.passed for check in found.checks):

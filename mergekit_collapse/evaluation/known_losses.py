@@ -36,3 +36,20 @@ def losses_tell(found: Evaluation, limits: EvaluateBlock, experts: int) -> bool:
     }
     every = {task.owner for task in owned} == set(range(experts))
     return every and all(task.name in told for task in owned)
+
+
+def applied(limits: EvaluateBlock, found: Evaluation | None, experts: int) -> EvaluateBlock:
+    """The limits that a merged model is held against, once its losses are known.
+
+    The default ``max_distortion`` gives way where losses tell: beside these it refuses twice as
+    many good merges and finds hardly another collapse (``docs/evidence.md``). One that the author
+    wrote stays.
+
+    Args:
+        found: None where nothing was measured, and all limits stand.
+    """
+    if found is None or limits.wrote("max_distortion"):
+        return limits
+    if not losses_tell(found, limits, experts):
+        return limits
+    return limits.model_copy(update={"max_distortion": None})

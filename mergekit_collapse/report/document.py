@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.evaluation.known_losses import applied
 from mergekit_collapse.geometry.geometry import Geometry
 from mergekit_collapse.geometry.sequential import LEVEL, SPENDING
 from mergekit_collapse.parameters.conflict_document import conflict_document
@@ -54,7 +55,10 @@ def to_document(report: Report) -> dict[str, Any]:
         "versions": dict(report.versions),
         "timing": {stage: round(seconds, 3) for stage, seconds in report.timing.items()},
         "budget": recipe.compat.budget.model_dump(),
-        "evaluate": recipe.compat.evaluate.model_dump(mode="json"),
+        # As they were applied, so that no page shows a limit that gave way.
+        "evaluate": applied(
+            recipe.compat.evaluate, report.evaluation or report.rehearsal, len(recipe.experts)
+        ).model_dump(mode="json"),
         "recipe": {
             "path": str(recipe.path) if recipe.path is not None else None,
             # Of the file as it lies there, whatever is merged instead.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from mergekit_collapse.errors import MergeRefusedError, MergeRejectedError
+from mergekit_collapse.evaluation.known_losses import applied
 from mergekit_collapse.evaluation.own_answers import unscored_tasks
 from mergekit_collapse.findings import printable
 from mergekit_collapse.judging import deciding_distortion
@@ -85,7 +86,7 @@ def _merged_within(report: Report) -> Iterator[str]:
     if found is None:
         return
     measured = found.predictive if block.budget.space == "predictive" else found.hidden
-    limits = block.evaluate
+    limits = applied(block.evaluate, found, len(report.recipe.experts))
     if limits.max_distortion is not None and measured is not None:
         own = block.budget.over == "own_task"
         value = measured.own_task_worst if own else measured.worst
@@ -93,7 +94,7 @@ def _merged_within(report: Report) -> Iterator[str]:
             yield _held("measured distortion", value, limits.max_distortion)
     losses = [-task.loss_percent for task in found.tasks if task.loss_percent is not None]
     if limits.max_merging_loss is not None and losses:
-        yield _held("worst merging loss", max(*losses, 0.0), limits.max_merging_loss, " %")
+        yield _held("worst merging loss", max(0.0, *losses), limits.max_merging_loss, " %")
     if limits.max_own_distortion is not None and found.predictive is not None:
         own_tasks = unscored_tasks(found.predictive, found)
         if known := [task.distortion for task in own_tasks if task.distortion is not None]:
