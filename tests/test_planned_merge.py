@@ -296,10 +296,10 @@ def test_a_doctored_plan_passes_no_gate(write, tmp_path):
     }
     modified = {"decision": "modified", "exit_code": 0, "reasons": []}
     edited(plan, verdict=modified, gate=refusal, remedy=remedy)
-    with pytest.raises(MergeRefusedError, match=r"limit 0\.3"):
+    with pytest.raises(MergeRefusedError, match=r"limit 0\.25"):
         gate.run_plan(plan, tmp_path / "out", QUIET)
     edited(plan, verdict={"decision": "allow", "exit_code": 0, "reasons": []}, remedy=None)
-    with pytest.raises(MergeRefusedError, match=r"limit 0\.3"):
+    with pytest.raises(MergeRefusedError, match=r"limit 0\.25"):
         gate.run_plan(plan, tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
 

@@ -313,7 +313,7 @@ def test_broken_candidates_can_be_left_out_whatever_comes_first(write, models, m
         ),
         ({"choose": {"must_not_have": ["near1"]}}, "2 are to be chosen"),
         ({"compat": {"budjet": {}}}, "compat.budjet: unknown key"),
-        ({"compat": {"budget": {"distortion": None}}}, "nothing says how many to choose"),
+        ({"compat": {"budget": {"distortion": None, "mds": 3}}}, "nothing says how many to choose"),
         ({"merge_method": "linaer"}, "there is no method 'linaer'; did you mean linear"),
         ({"merge_method": "ties"}, "needs base_model"),
         ({"dtype": "float1"}, "MergeKit has no 'float1'"),
@@ -353,7 +353,8 @@ def test_a_count_from_outside_is_checked_too(write):
 
 
 def test_chance_distances_in_blocks_are_those_of_all_at_once(write, monkeypatch):
-    path = write("near1", "near2", "off", "far", "near3")
+    compat = {**FAST, "budget": {"mds": 3.0}}
+    path = write("near1", "near2", "off", "far", "near3", compat=compat)
     whole = select(path, QUIET, count=2)
     monkeypatch.setattr(pool_states, "_BLOCK", 2)
     parts = select(path, QUIET, count=2)

@@ -72,6 +72,15 @@ def test_the_highest_mds_goes_first():
     assert {t.slot for t in found.tried} == {3}
 
 
+def test_of_two_the_one_gives_way_that_a_candidate_mends_most():
+    """The rest is one expert either way, and says nothing."""
+    points = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 0.1], [0.5, 0.0]])
+    nearby, mending = 2, 3
+    found = replace_experts(criterion(points, 0.1), 2, candidates={0: [nearby], 1: [mending]})
+    assert found.members == (0, mending)
+    assert [swap.slot for swap in found.swaps] == [1]
+
+
 def test_who_must_stay_stays_and_nothing_changes_inside():
     points = [[0.0], [5.0], [0.1], [5.1]]
     assert replace_experts(criterion(points, 0.1), 2, keep=[1]).members == (3, 1)

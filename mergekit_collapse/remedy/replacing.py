@@ -76,7 +76,8 @@ def replace_experts(
     """Replace the worst expert by the candidate that fits best, until the group is inside.
 
     The worst is the one of highest MDS over its limit, else the one without which the rest is
-    nearest to its limits. It gives way to the candidate that leaves the smallest reading, if
+    nearest to its limits, and where that is the same, as of two, the one that a candidate mends
+    most. It gives way to the candidate that leaves the smallest reading, if
     that is an improvement; if none is, the next worst is tried. Every slot is changed at most
     once. A candidate at distance 0 from a member that stays would be that model twice, and is
     left out with a reason, as is one that does not do the work of the expert.
@@ -100,22 +101,17 @@ def replace_experts(
     open_slots = [slot for slot in range(experts) if slot not in keep]
     while not criterion.inside(members):
         swap = None
-        for slot in _worst_first(criterion, members, open_slots):
+        trials, best = {}, {}
+        for slot in open_slots:
             offered = pool if candidates is None else candidates[slot]
-            trials = _trials(criterion, members, slot, offered, unfit)
-            tried += trials
-            groups = {_with(members, slot, t.candidate): t for t in trials if t.reason is None}
-            if not groups:
-                continue
-            best = min(groups, key=criterion.rank)
-            if criterion.rank(best) < criterion.rank(members):
-                swap = Swap(
-                    slot,
-                    members[slot],
-                    groups[best].candidate,
-                    criterion.value(members),
-                    criterion.value(best),
-                )
+            trials[slot] = _trials(criterion, members, slot, offered, unfit)
+            groups = [_with(members, slot, t.candidate) for t in trials[slot] if t.reason is None]
+            best[slot] = min(groups, key=criterion.rank, default=members)
+        for slot in _worst_first(criterion, members, open_slots, best):
+            tried += trials[slot]
+            if criterion.rank(best[slot]) < criterion.rank(members):
+                before, after = criterion.value(members), criterion.value(best[slot])
+                swap = Swap(slot, members[slot], best[slot][slot], before, after)
                 break
         if swap is None:
             break
@@ -141,15 +137,24 @@ def _with(members: Group, slot: int, candidate: int) -> Group:
     return (*members[:slot], candidate, *members[slot + 1 :])
 
 
-def _worst_first(criterion: Criterion, members: Group, slots: Sequence[int]) -> list[int]:
-    """By MDS those over its limit; then all by what their leaving would do."""
+def _worst_first(
+    criterion: Criterion, members: Group, slots: Sequence[int], best: Mapping[int, Group]
+) -> list[int]:
+    """By MDS those over its limit; then all by what their leaving would do, and the best swap."""
     over: dict[int, float] = {}
     if criterion.difficulty is not None:
         scores = criterion.difficulty.scores(members)
         limit = criterion.difficulty.limit
         over = {slot: scores[slot] for slot in slots if not scores[slot] <= limit}
     rests = {slot: (*members[:slot], *members[slot + 1 :]) for slot in slots}
-    return sorted(slots, key=lambda s: (-over.get(s, 0.0), *criterion.rank(rests[s])))
+    return sorted(
+        slots,
+        key=lambda s: (
+            -over.get(s, 0.0),
+            *criterion.rank(rests[s]),
+            *criterion.rank(best[s]),
+        ),
+    )
 
 
 def _trials(
