@@ -128,10 +128,11 @@ def short(share: Share) -> str:
     return "" if share.value is None else f"{share.value:.0%}"
 
 
-def full(share: Share) -> str:
+def full(share: Share, *, counted: bool = True) -> str:
     """A rate, what it is of, and its interval with merges of the same experts together."""
     if share.value is None:
         return "none"
+    of = f" of {share.of}" if counted else ""
     found = share.clustered
     interval = f" ({found.low:.0%} to {found.high:.0%})" if found else ""
-    return f"{share.value:.0%} of {share.of}{interval}"
+    return f"{share.value:.0%}{of}{interval}"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from evidence_encoder import by_default
+from evidence_rules import full
 from evidence_signals import shown
 from merge_rows import MergeRow, column
 from rules import before, over_any, rates, rejected
@@ -12,7 +13,6 @@ from signal_quality import Quality, quality
 
 from mergekit_collapse.recipe.limits import EvaluateBlock
 from mergekit_collapse.study.error_rates import ErrorRates
-from mergekit_collapse.study.share import Share
 
 
 def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
@@ -87,12 +87,5 @@ def _after(limits: EvaluateBlock) -> str:
 
 
 def _both(found: ErrorRates) -> str:
-    return f"{_share(found.recall)} of the collapses and {_share(found.false_refusal)} of the rest"
-
-
-def _share(share: Share) -> str:
-    if share.value is None:
-        return "none"
-    found = share.clustered
-    interval = f" ({found.low:.0%} to {found.high:.0%})" if found else ""
-    return f"{share.value:.0%}{interval}"
+    recall, wrong = (full(share, counted=False) for share in (found.recall, found.false_refusal))
+    return f"{recall} of the collapses and {wrong} of the rest"
