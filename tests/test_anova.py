@@ -84,6 +84,7 @@ def test_a_shift_of_one_row_is_seen_in_the_rows_alone():
     assert after.together[0].p_value < 1e-9 < before.together[0].p_value
 
 
+@pytest.mark.slow
 def test_noise_shows_no_factor():
     """Negative control: 5 % of tables of noise are below .05."""
     small = [two_factors(RANDOM.normal(size=(5, 8))).together[0].p_value < 0.05 for _ in range(400)]

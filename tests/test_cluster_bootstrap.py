@@ -210,6 +210,7 @@ def test_the_interval_holds_the_truth_where_rows_are_clustered():
     assert 0.89 < coverage(lambda rows: np.arange(rows) // 5) < 0.99
 
 
+@pytest.mark.slow
 def test_an_interval_that_knows_of_no_clusters_misses_it():
     """Negative control: as if the 200 rows of 40 clusters were independent."""
     assert coverage(range) < 0.75

@@ -103,6 +103,7 @@ def test_exact_is_never_worse_than_greedy_and_greedy_bounds_its_gap(seed, count,
         assert sorted(greedy.kept + greedy.dropped) == list(range(count))
 
 
+@pytest.mark.slow
 def test_greedy_is_seldom_more_than_one_worse():
     gaps = []
     for seed in range(40):

@@ -287,6 +287,7 @@ def test_a_stored_report_reads_as_it_was_made(full, stored):
     assert stored == json.loads(to_json(full))
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_part(stored):
     page = _Text()
     page.feed(to_html(stored))

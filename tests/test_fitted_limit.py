@@ -190,6 +190,7 @@ def test_a_limit_in_vain_has_an_interval_without_an_end():
     assert found.interval.interval.high == np.inf
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.sampled_from([0.3, 1.0]))
 @settings(deadline=None, max_examples=30)
 def test_no_pair_of_limits_errs_less(seed, cost):

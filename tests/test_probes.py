@@ -95,6 +95,7 @@ def test_rounds_double_until_a_task_has_no_more(tmp_path):
     assert in_rounds(tmp_path, films(tmp_path, 5)).rounds == (5,)
 
 
+@pytest.mark.slow
 def test_a_round_begins_with_those_before_it_whatever_other_tasks_there_are(tmp_path):
     one, other = films(tmp_path, 300), films(tmp_path, 40, "other")
     both = in_rounds(tmp_path, one, other)

@@ -57,6 +57,7 @@ def test_an_interval_holds_its_value_and_says_what_is_undefined():
     assert interval(values, 5.0).reason == "undefined in 1 of 1000 resamples"
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     """Two experts whose D² is exactly 0.5, measured on 100 draws of probes."""
     hits = 0

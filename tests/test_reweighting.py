@@ -81,6 +81,7 @@ def test_a_higher_floor_is_never_better_and_the_highest_leaves_no_choice(seed, c
     np.testing.assert_allclose(found[-1].weights, 1 / count, atol=1e-9)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(3, 6), st.sampled_from(["minimax", "protect"]))
 @settings(max_examples=6, deadline=None)
 def test_permutation_moves_the_weights_along(seed, count, goal):
@@ -234,6 +235,7 @@ def test_protect_gives_up_two_when_one_is_not_enough_and_says_when_nothing_helps
     np.testing.assert_array_equal(found.coefficients, own)
 
 
+@pytest.mark.slow
 @given(seeds, st.integers(2, 6), st.floats(0.05, 2), st.floats(0.5, 2))
 @settings(max_examples=10, deadline=None)
 def test_what_protect_promises(seed, count, budget, total):

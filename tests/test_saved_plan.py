@@ -563,6 +563,7 @@ def test_every_file_is_watched_to_its_last_byte(as_planned, every_kind):
     assert not list(input_changes(plan, find_inputs(wanted, progress=False, **place)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_flipped_byte_of_any_input_is_noticed(as_planned, data):

@@ -102,6 +102,7 @@ def test_a_task_that_its_own_expert_cannot_do_tells_nothing(named, useless):
     assert set(unfit) == {(0, 3), (1, 3)}
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 5), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_no_swap_ever_has_a_candidate_below_the_score(seed, experts, size, named):
