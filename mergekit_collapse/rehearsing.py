@@ -9,7 +9,7 @@ from mergekit.options import MergeOptions
 from mergekit_collapse.errors import MergeRefusedError
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.evaluation.judgement import judge_merged
-from mergekit_collapse.evaluation.known_losses import ROWS, limits_losses, losses_tell
+from mergekit_collapse.evaluation.known_losses import ROWS, covers, limits_losses, losses_tell
 from mergekit_collapse.evaluation.own_answers import unjudged
 from mergekit_collapse.finished_merge import evaluate_folder
 from mergekit_collapse.foreign_errors import told_as_evaluation_error
@@ -160,10 +160,10 @@ def _losses_decide(report: Report) -> bool:
         return False
     if block.budget.wrote("distortion") or not limits_losses(block.evaluate):
         return False
+    tasks = measurement.probe_set.tasks
     answered = {task.name for task in block.probes.tasks if task.target is not None}
-    owned = [task for task in measurement.probe_set.tasks if task.owner is not None]
-    every = {task.owner for task in owned} == set(range(len(report.recipe.experts)))
-    return every and all(task.name in answered and task.rows >= ROWS for task in owned)
+    told = {task.name for task in tasks if task.name in answered and task.rows >= ROWS}
+    return covers(((task.name, task.owner) for task in tasks), told, len(report.recipe.experts))
 
 
 def _verdict(reasons: tuple[Reason, ...], code: int, warn_only: bool) -> Verdict:

@@ -28,8 +28,7 @@ SIGNALS = {
 def by_default() -> ErrorRates:
     """What the default limit of r² gets right and wrong."""
     merges, values = _merges()
-    told = [next(by_merge(each, values, "hidden_r2"), (np.nan,))[0] for each in merges.values()]
-    refused = over(np.array(told), WITH_TASKS.distortion)
+    refused = over(_largest(merges, values, "hidden_r2"), WITH_TASKS.distortion)
     return error_rates(refused, _worst(merges) < -20, _sets(merges))
 
 
@@ -45,8 +44,7 @@ def encoder() -> Iterator[str]:
     yield "| signal | merges | AUROC, beyond 20 % | Spearman |"
     yield "| --- | ---: | ---: | ---: |"
     for name, label in SIGNALS.items():
-        told = [next(by_merge(each, values, name), (np.nan,)) for each in merges.values()]
-        score = np.array([largest for largest, *_ in told])
+        score = _largest(merges, values, name)
         families = [frozenset(e.partition("-")[0] for e in members) for members in sets]
         found = quality_of(Told(score, worst, sets, families), name, 20.0)
         if found is not None:
@@ -68,6 +66,14 @@ def _merges() -> tuple[dict[tuple[str, str], list[Outcome]], Values]:
     for one in outcomes:
         merges[one.members, one.method].append(one)
     return merges, values
+
+
+def _largest(
+    merges: Mapping[tuple[str, str], Sequence[Outcome]], values: Values, name: str
+) -> np.ndarray:
+    """Of each merge, over its members; NaN where it has none."""
+    told = [next(by_merge(each, values, name), (np.nan,)) for each in merges.values()]
+    return np.array([largest for largest, *_ in told])
 
 
 def _sets(merges: Mapping[tuple[str, str], Sequence[Outcome]]) -> list[tuple[str, ...]]:

@@ -6,7 +6,8 @@ import numpy as np
 from evidence_encoder import by_default
 from evidence_rules import full
 from evidence_signals import shown
-from merge_rows import MergeRow, column
+from evidence_theorem import lower_bound, of_different_tasks
+from merge_rows import MergeRow
 from rules import before, over_any, rates, rejected
 from signal_names import limits_said
 from signal_quality import Quality, quality
@@ -62,12 +63,11 @@ def summary(rows: Sequence[MergeRow]) -> Iterator[str]:
         f"- **Among {len(pairs)} pairs alone** nothing that is known before a merge tells it well:"
         f" AUROC {shares}; the loss on those rows {scored:.2f}."
     )
-    apart = [row for row in rows if len(row.families) == len(row.members)]
-    measured, radius = column(apart, "measured.hidden_pooled"), column(apart, "hidden32.ball")
-    below = int((measured < radius * (1 - 1e-3)).sum())
+    apart = of_different_tasks(rows)
+    below, over = lower_bound(apart)
     yield (
         f"- **The lower bound holds**: {below} of {len(apart)} merges of different tasks have a"
-        f" worst distortion below r², and it is {np.median(measured / radius):.1f} times r² in the"
+        f" worst distortion below r², and it is {np.median(over):.1f} times r² in the"
         " median."
     )
 

@@ -9,13 +9,21 @@ WIDTH = 576
 """Features of a state."""
 
 
+def of_different_tasks(rows: Sequence[MergeRow]) -> list[MergeRow]:
+    """Where two members share their prompts, r² counts these twice and the measurement once."""
+    return [row for row in rows if len(row.families) == len(row.members)]
+
+
+def lower_bound(rows: Sequence[MergeRow]) -> tuple[int, np.ndarray]:
+    """How many merges have a worst distortion below r², and by merge how many times r² it is."""
+    over = column(rows, "measured.hidden_pooled") / column(rows, "hidden32.ball")
+    return int((over < 1 - 1e-3).sum()), over
+
+
 def theorem(rows: Sequence[MergeRow]) -> Iterator[str]:
     """Bounds, predictions and cross-task linearity, layer by layer."""
-    # Where two members share their prompts, r² counts these twice and the measurement once.
-    rows = [row for row in rows if len(row.families) == len(row.members)]
-    measured, ball = column(rows, "measured.hidden_pooled"), column(rows, "hidden32.ball")
-    below = int((measured < ball * (1 - 1e-3)).sum())
-    over = measured / ball
+    rows = of_different_tasks(rows)
+    below, over = lower_bound(rows)
     yield (
         f"**The lower bound.** Of {len(rows)} merges of different tasks by"
         f" {len({r.method for r in rows})} methods, {below} have a worst distortion below r² on the"

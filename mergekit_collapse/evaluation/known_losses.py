@@ -1,6 +1,7 @@
 """Whether merging losses say what a merge is worth for every expert."""
 
 import math
+from collections.abc import Collection, Iterable
 
 from mergekit_collapse.evaluation.evaluation import Evaluation
 from mergekit_collapse.recipe.default_limits import MAX_MERGING_LOSS
@@ -13,6 +14,19 @@ ROWS = 32
 def limits_losses(limits: EvaluateBlock) -> bool:
     """Whether a loss is limited at least as tightly as where it was found to tell collapse."""
     return limits.max_merging_loss is not None and limits.max_merging_loss <= MAX_MERGING_LOSS
+
+
+def covers(owners: Iterable[tuple[str, int | None]], told: Collection[str], experts: int) -> bool:
+    """Whether every expert owns a task, and all tasks that have an owner are among those told.
+
+    Args:
+        owners: each task by name, with the index of its expert.
+        told: names of tasks.
+        experts: N.
+    """
+    owned = [(name, owner) for name, owner in owners if owner is not None]
+    every = {owner for _, owner in owned} == set(range(experts))
+    return every and all(name in told for name, _ in owned)
 
 
 def losses_tell(found: Evaluation, limits: EvaluateBlock, experts: int) -> bool:
@@ -28,14 +42,12 @@ def losses_tell(found: Evaluation, limits: EvaluateBlock, experts: int) -> bool:
     """
     if found.hidden is None or not limits_losses(limits):
         return False
-    owned = [task for task in found.hidden.own_task if task.owner is not None]
     told = {
         task.name
         for task in found.tasks
         if task.rows >= ROWS and task.loss_percent is not None and math.isfinite(task.loss_percent)
     }
-    every = {task.owner for task in owned} == set(range(experts))
-    return every and all(task.name in told for task in owned)
+    return covers(((task.name, task.owner) for task in found.hidden.own_task), told, experts)
 
 
 def applied(limits: EvaluateBlock, found: Evaluation | None, experts: int) -> EvaluateBlock:
