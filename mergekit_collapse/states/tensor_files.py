@@ -30,7 +30,7 @@ class TensorFiles:
         checkpoint = read_checkpoint(LocalFolder(folder))
         if checkpoint.shard_of is None:
             raise NotLayeredError("its weights are pickled, and a pickle is read as a whole")
-        self._files = {name: ShardFile(folder / name) for name in checkpoint.shard_of.values()}
+        self._files = {name: ShardFile(folder / name) for name in set(checkpoint.shard_of.values())}
         self._file_of = {name: self._files[shard] for name, shard in checkpoint.shard_of.items()}
         self.names = frozenset(self._file_of)
         odd = {tensor.dtype for file in self._files.values() for tensor in file.tensors.values()}
