@@ -73,9 +73,8 @@ def shapes(shape: dict[str, Any]) -> tuple[ModelFigures, Runner]:
     layered = LayeredModel(config, OPTIONS, "the model", batches(2)[:1], None)
     stages: list[dict[str, TensorFigure]] = [{} for _ in range(layered.depth + 2)]
     for name, tensor in layered.model.state_dict().items():
-        place = layered.stage_of(name)
-        assert place is not None
-        stages[place][name] = TensorFigure(tuple(tensor.shape), 2 * tensor.numel())
+        for place in layered.stages_of(name):
+            stages[place][name] = TensorFigure(tuple(tensor.shape), 2 * tensor.numel())
     adapted = [t.shape for stage in stages[1:-1] for t in stage.values() if len(t.shape) == 2]
     nbytes = sum(2 * RANK * (rows + columns) for rows, columns in adapted)
     merging = sum(2 * RANK * rows * columns for rows, columns in adapted)
@@ -85,7 +84,8 @@ def shapes(shape: dict[str, Any]) -> tuple[ModelFigures, Runner]:
 
 
 def batches(count: int) -> list[Any]:
-    probes = [TokenizedProbe((3,) * LENGTH, ())] * count
+    # Equal probes would be run once.
+    probes = [TokenizedProbe((number,) * LENGTH, ()) for number in range(count)]
     return make_batches(probes, answers=True, decoder_start=None, max_tokens=GPU_TOKENS)
 
 
