@@ -92,10 +92,7 @@ def estimated(
         figures, batch = tried
         read, work = read + 2 * figures.stored, work + 2 * batch_flops(figures, batch)
     # One sweep's memory is given back before the next.
-    found = [
-        _memory(one, kept, _together(one, together), trial=tried is not None, apart=apart)
-        for one in sweeps
-    ]
+    found = [_memory(one, kept, _together(one, together), apart=apart) for one in sweeps]
     memory = max((one for one, _ in found), key=lambda m: m.peak, default=Memory(spare=0))
     host = max((two for _, two in found if two is not None), key=lambda m: m.peak, default=None)
     if host is None:
@@ -134,9 +131,9 @@ def _together(sweep: SweepFigures, together: int, *, loads: bool = False) -> int
 
 
 def _memory(
-    sweep: SweepFigures, kept: KeptArrays, together: int, *, trial: bool, apart: bool
+    sweep: SweepFigures, kept: KeptArrays, together: int, *, apart: bool
 ) -> tuple[Memory, Memory | None]:
-    running = running_memory(sweep, together, trial=trial and not sweep.figures.whole)
+    running = running_memory(sweep, together)
     arrays = arrays_memory(kept, min(together, len(sweep.runners)))
     if not apart:
         return replace(running, arrays=arrays, geometry=kept.geometry), None

@@ -35,16 +35,14 @@ class ModelFigures:
     """One model.
 
     Attributes:
-        stages: embeddings, layers 1 to L, norm and head; a single one for all of a model that
-            is loaded whole.
+        stages: embeddings, layers 1 to L, norm and head, which are given the embeddings again if
+            they share them; a single one for all of a model that is loaded whole.
         hidden: width of the states.
         attended: width of all heads together.
         intermediate: width of the widest product within a layer.
         vocabulary: what answers are as wide as; 0 without a language head.
         scored: heads whose attention scores are written out; 0 where they never are.
         itemsize: bytes of a number in the forward passes.
-        tied: bytes of the embeddings in that precision, if the head shares them, else 0.
-        shelved: whether those wait for the head on disk.
     """
 
     stages: tuple[Stage, ...]
@@ -54,8 +52,6 @@ class ModelFigures:
     vocabulary: int
     scored: int
     itemsize: int
-    tied: int = 0
-    shelved: bool = False
 
     @property
     def whole(self) -> bool:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,13 +12,9 @@ from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.dry_forward import LayerCall
 from mergekit_collapse.states.forward import Outputs, answers_in, captured, head_sees_only
 from mergekit_collapse.states.loader import LoadOptions
-from mergekit_collapse.states.shelf import Shelf, Shelved
 from mergekit_collapse.states.skeleton import Skeleton, kept_precisions
 from mergekit_collapse.states.tensor_stages import TensorStages
 
-# What embeddings may take that are only waiting for the head; those of small models do not
-# leave memory.
-SHARED_LIMIT = 2**28
 _MEND = "check that the model runs in transformers by itself"
 
 
@@ -28,9 +23,8 @@ class LayeredModel:
 
     ``embed``, ``layer`` 1 to L and ``head`` are called once each in this order, with every
     iterator used up before the next call. Each may be given the tensors of other stages too;
-    it does not read them. A stage's tensors are let go of when its last batch is done, but
-    for embeddings that the head shares: those are held as they were given, on disk where they
-    are large.
+    it does not read them. A stage's tensors are let go of when its last batch is done;
+    embeddings that the head shares are given to both.
 
     Args:
         config: of transformers.
@@ -70,7 +64,6 @@ class LayeredModel:
     def _begin(self, batches: Sequence[Batch]) -> None:
         self._batches = tuple(batches)
         self._next: int | None = 0
-        self._shared: dict[str, torch.Tensor | Shelved] = {}
         self._numbers: tuple[int, ...] = tuple(range(len(self._batches)))
         self._states: dict[int, torch.Tensor] = {}
         self._calls: dict[int, list[LayerCall]] = {}
@@ -91,11 +84,6 @@ class LayeredModel:
         """The model's layers, the first first."""
         return self._skeleton.layers
 
-    @property
-    def shares_embeddings(self) -> bool:
-        """Whether the head reads the embeddings' tensor."""
-        return bool(self._stages.shared)
-
     def branch(self, where: str, numbers: Collection[int]) -> "LayeredModel":
         """A model that goes on from here by itself, with other weights and these batches alone.
 
@@ -104,7 +92,6 @@ class LayeredModel:
         other = copy.copy(self)
         other.where = where
         other.keep(numbers)
-        other._shared = dict(self._shared)
         return other
 
     def keep(self, numbers: Collection[int]) -> None:
@@ -112,9 +99,12 @@ class LayeredModel:
         self._numbers = tuple(n for n in self._numbers if n in numbers)
         self._states = {n: self._states[n] for n in self._numbers if n in self._states}
 
-    def stage_of(self, tensor_name: str) -> int | None:
-        """0 for the embeddings, k for layer k, L + 1 for norm and head, None for no place."""
-        return self._stages.stage_of(tensor_name)
+    def stages_of(self, tensor_name: str) -> tuple[int, ...]:
+        """0 for the embeddings, k for layer k, L + 1 for norm and head; both for what they share.
+
+        A tensor for which the model has no place is in none.
+        """
+        return self._stages.stages_of(tensor_name)
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Tensors that a checkpoint with these names lacks; tied ones are not missing."""
@@ -133,21 +123,13 @@ class LayeredModel:
             if place is not None
         }
 
-    def named(
-        self,
-        stage: int,
-        tensors: Mapping[str, torch.Tensor],
-        shared: Mapping[str, torch.Tensor] = MappingProxyType({}),
-    ) -> dict[str, torch.Tensor]:
+    def named(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One stage's tensors by the whole model's names, as it computes with them.
-
-        Args:
-            shared: by the whole model's names, what tied ones may stand for.
 
         Raises:
             EvaluationError: a tensor is missing or of another shape.
         """
-        return self._placed(self._stages.pick(stage, tensors, shared, self.where))
+        return self._placed(self._stages.pick(stage, tensors, self.where))
 
     def embed(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         """Per batch its number and transformers' ``hidden_states[0]``.
@@ -156,7 +138,6 @@ class LayeredModel:
             EvaluationError: a tensor is missing or of another shape, or the model fails.
         """
         given = self._take(0, tensors)
-        self._shared = _held({name: given[name] for name in given if name in self._stages.shared})
         self._states, self._calls = {}, {}
         return self._embedded(self._placed(given))
 
@@ -178,22 +159,14 @@ class LayeredModel:
         Raises:
             EvaluationError: a tensor is missing or of another shape, or the model fails.
         """
-        shared = {n: t.take() if isinstance(t, Shelved) else t for n, t in self._shared.items()}
-        self._shared = {}
-        given = self._take(self.depth + 1, tensors, shared)
-        placed = self._placed({**shared, **given})
+        placed = self._placed(self._take(self.depth + 1, tensors))
         return self._finished({**self._skeleton.stand_ins(), **placed})
 
-    def _take(
-        self,
-        stage: int,
-        tensors: Mapping[str, torch.Tensor],
-        shared: Mapping[str, torch.Tensor] = MappingProxyType({}),
-    ) -> dict[str, torch.Tensor]:
+    def _take(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._next != stage:
             due = "a stage that is not used up" if self._next is None else f"stage {self._next}"
             raise RuntimeError(f"{self.where}: stage {stage} was asked for, but {due} is due")
-        return self._stages.pick(stage, tensors, shared, self.where)
+        return self._stages.pick(stage, tensors, self.where)
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # detach, since functional_call would hand a parameter's gradients on.
@@ -242,10 +215,3 @@ class LayeredModel:
                 last = outputs[-1].last_hidden_state
             yield number, Outputs((last,), answers)
         self._next = self.depth + 2
-
-
-def _held(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | Shelved]:
-    if sum(tensor.nbytes for tensor in tensors.values()) <= SHARED_LIMIT:
-        return dict(tensors)
-    shelf = Shelf()
-    return {name: shelf.put(tensor) for name, tensor in tensors.items()}

@@ -105,10 +105,10 @@ def open_layered_files(
     if missing := layered.missing(files.names):
         raise NotLayeredError(f"its files lack {shortened(missing)}")
     ignored = getattr(layered.model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    homeless = [n for n in sorted(files.names) if layered.stage_of(n) is None]
+    homeless = [n for n in sorted(files.names) if not layered.stages_of(n)]
     odd = [n for n in homeless if not any(re.search(pattern, n) for pattern in ignored)]
     if odd:
         # The loader knows other names for tensors, and says what it has no place for.
         raise NotLayeredError(f"its files hold {shortened(odd)}")
-    staged = sort_by_stage(where, files, layered.stage_of, layered.depth + 2)
+    staged = sort_by_stage(where, files, layered.stages_of, layered.depth + 2)
     return LayeredFiles(where, config, options, layered, staged)

@@ -12,7 +12,7 @@ from mergekit_collapse.preflight.tensor_headers import read_header
 from mergekit_collapse.preflight.weight_files import model_folder
 from mergekit_collapse.states.figures import ModelFigures, Stage
 from mergekit_collapse.states.forward import depth, has_language_head
-from mergekit_collapse.states.layered import SHARED_LIMIT, LayeredModel
+from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.layered_files import LayeredFiles
 from mergekit_collapse.states.loader import LoadOptions, model_class
 
@@ -63,7 +63,6 @@ def staged_figures(
         counted = tensors if inside or (place and vocabulary) else {}
         matrices = sum(_entries(name, t, rows, share) for name, t in counted.items())
         found.append(_stage(tensors, size, matrices=matrices, attentions=int(inside)))
-    tied = found[0].computed if layered.shares_embeddings else 0
     eager = getattr(model.config, "_attn_implementation", "eager") in (None, "eager")
     return ModelFigures(
         stages=tuple(found),
@@ -73,8 +72,6 @@ def staged_figures(
         vocabulary=vocabulary,
         scored=_heads(text) if eager else 0,
         itemsize=size,
-        tied=tied,
-        shelved=tied > SHARED_LIMIT,
     )
 
 

@@ -56,12 +56,11 @@ class Memory:
         return asdict(self)
 
 
-def running_memory(sweep: SweepFigures, together: int, *, trial: bool) -> Memory:
+def running_memory(sweep: SweepFigures, together: int) -> Memory:
     """What weights and forward passes take on the device where they are.
 
     Args:
         together: how many of the models run at a time.
-        trial: whether one of them is also run whole, a layer at a time, on a few probes.
     """
     figures, most = sweep.figures, min(together, len(sweep.runners))
     changed = frozenset().union(*(one.changed for one in sweep.runners))
@@ -72,7 +71,7 @@ def running_memory(sweep: SweepFigures, together: int, *, trial: bool) -> Memory
         held = (_held(figures, batch) for batch in sweep.all_batches)
         states = max(held, default=0) * (figures.depth + 1)
     else:
-        embeddings = _ends(figures, changed, trial=trial)
+        embeddings = _ends(figures, changed)
         layers = _layers(figures, changed, several=several)
         own = sorted(sum(_held(figures, b) for b in one.extras) for one in sweep.runners)
         states = most * sum(_held(figures, batch) for batch in sweep.batches)
@@ -122,23 +121,12 @@ def _read(stage: Stage, *, adapted: bool) -> int:
     return stage.stored + (stage.computed if stage.converted and not adapted else 0)
 
 
-def _ends(figures: ModelFigures, changed: frozenset[int], *, trial: bool) -> int:
-    """Embeddings, norm and head; the two are held together only where they have to be."""
-    number = len(figures.stages) - 1
-    first, last = figures.stages[0], figures.stages[-1]
-    most = max(
-        _read(first, adapted=0 in changed),
-        _use(first, adapted=0 in changed),
-        figures.tied + _read(last, adapted=number in changed),
-        figures.tied + _use(last, adapted=number in changed),
+def _ends(figures: ModelFigures, changed: frozenset[int]) -> int:
+    """Embeddings, or norm and head: never both at a time."""
+    ends = [(figures.stages[k], k in changed) for k in (0, len(figures.stages) - 1)]
+    return max(
+        max(_read(stage, adapted=adapted), _use(stage, adapted=adapted)) for stage, adapted in ends
     )
-    if figures.tied and figures.shelved:
-        # It is read back while its copy for the head is made.
-        most = max(most, 2 * figures.tied if first.converted else figures.tied)
-    if trial:
-        # The whole model's own forward pass needs both at once.
-        most = max(most, first.computed + _read(last, adapted=False))
-    return most
 
 
 def _layers(figures: ModelFigures, changed: frozenset[int], *, several: bool) -> int:

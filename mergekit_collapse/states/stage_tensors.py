@@ -10,7 +10,7 @@ from mergekit_collapse.states.lora_update import LoraAdapter, LoraUpdate
 from mergekit_collapse.states.tensor_files import TensorFiles
 from mergekit_collapse.states.weights import require_finite
 
-StageOf = Callable[[str], int | None]
+StagesOf = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class StagedFiles:
 
 
 def sort_by_stage(
-    where: str, files: TensorFiles, stage_of: StageOf, stage_count: int
+    where: str, files: TensorFiles, stages_of: StagesOf, stage_count: int
 ) -> StagedFiles:
-    """Sort a checkpoint's tensors by the stage that needs them.
+    """Sort a checkpoint's tensors by the stages that need them.
 
     Args:
-        stage_of: of ``LayeredModel``; a tensor of no stage is left out.
+        stages_of: of ``LayeredModel``; a tensor of no stage is left out.
     """
     stages: list[list[str]] = [[] for _ in range(stage_count)]
     for name in sorted(files.names):
-        if (stage := stage_of(name)) is not None:
+        for stage in stages_of(name):
             stages[stage].append(name)
     return StagedFiles(where, files, tuple(map(tuple, stages)))
 

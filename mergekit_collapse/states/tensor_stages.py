@@ -42,8 +42,7 @@ class TensorStages:
         self._embeddings = {n for n in self._same if self._tensors[n] is table} & early
         head = model.get_output_embeddings()
         used = {id(p) for p in head.parameters()} if head is not None else set()
-        late = (n for n, t in self._tensors.items() if self._stages[n] == 0 and id(t) in used)
-        self.shared = frozenset(late)
+        self._shared = {n for n, t in self._tensors.items() if n in early and id(t) in used}
         patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or [])
         # As in the loader: no hidden state goes through BERT's pooler.
         self._optional = re.compile("|".join([r"(^|\.)pooler\.", *patterns]))
@@ -60,10 +59,13 @@ class TensorStages:
                 return known
         return None
 
-    def stage_of(self, name: str) -> int | None:
-        """The stage that needs a tensor, None if the model has no place for it."""
+    def stages_of(self, name: str) -> tuple[int, ...]:
+        """The stages that need a tensor: none, one, or both ends for what the head shares."""
         place = self.place(name)
-        return None if place is None else self._stages[place]
+        return () if place is None else self._needed_in(place)
+
+    def _needed_in(self, place: str) -> tuple[int, ...]:
+        return (0, self._depth + 1) if place in self._shared else (self._stages[place],)
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Tensors that neither are given nor tied to one that is, sorted."""
@@ -82,19 +84,12 @@ class TensorStages:
 
     def expected(self, stage: int) -> dict[str, torch.Tensor]:
         """The skeleton's tensors of one stage."""
-        return {n: self._tensors[n] for n, s in self._stages.items() if s == stage}
+        return {n: t for n, t in self._tensors.items() if stage in self._needed_in(n)}
 
     def pick(
-        self,
-        stage: int,
-        tensors: Mapping[str, torch.Tensor],
-        also: Mapping[str, torch.Tensor],
-        where: str,
+        self, stage: int, tensors: Mapping[str, torch.Tensor], where: str
     ) -> dict[str, torch.Tensor]:
         """One stage's tensors by the whole model's names; those of other stages are not read.
-
-        Args:
-            also: what tied names may stand for, by the whole model's names.
 
         Raises:
             EvaluationError: a tensor is missing, given twice or of another shape.
@@ -102,7 +97,7 @@ class TensorStages:
         found: dict[str, torch.Tensor] = {}
         for name in tensors:
             place = self.place(name)
-            if place is None or self._stages[place] != stage:
+            if place is None or stage not in self._needed_in(place):
                 continue
             if place in found:
                 raise EvaluationError(f"{where}: the tensor {place} is there under two names")
@@ -113,13 +108,12 @@ class TensorStages:
                     f" {list(due)} as its config.json says; use the config.json that belongs to"
                     " these weights"
                 )
-        known = {**also, **found}
         picked: dict[str, torch.Tensor] = {}
         lacking: list[str] = []
         for name in self.expected(stage):
-            mate = next((n for n in (name, *self._same[name]) if n in known), None)
+            mate = next((n for n in (name, *self._same[name]) if n in found), None)
             if mate is not None:
-                picked[name] = known[mate]
+                picked[name] = found[mate]
             elif not self._optional.search(name):
                 lacking.append(name)
         if lacking:

@@ -19,19 +19,25 @@ def whole_outputs(layered: LayeredModel, load: Load, batch: Batch, answers: bool
     """What transformers gives for a batch: the states after every layer, and the answers.
 
     Nothing of the model's own forward pass is taken apart: weights come when a layer is called,
-    and go when it returns.
+    and go when it returns; those of both ends change places when the last one does.
 
     Raises:
         EvaluationError: a tensor is missing or of another shape, or the model fails.
     """
     depth, model = layered.depth, layered.model
+    named = partial(_named, layered, load)
     with ExitStack() as stack:
-        first = layered.named(0, load(0))
-        last = layered.named(depth + 1, load(depth + 1), first)
-        stack.enter_context(_with_tensors(model, {**first, **last}))
+        ends = stack.enter_context(ExitStack())
+        ends.enter_context(_with_tensors(model, named(0)))
         for k, layer in enumerate(layered.layers, start=1):
-            loaded = partial(_named, layered, load, k)
-            stack.enter_context(_loaded_when_called(model, layer, loaded))
+            stack.enter_context(_loaded_when_called(model, layer, partial(named, k)))
+
+        def turn(*_call: Any) -> None:
+            # Both at once may be the embeddings twice.
+            ends.close()
+            ends.enter_context(_with_tensors(model, named(depth + 1)))
+
+        stack.callback(layered.layers[-1].register_forward_hook(turn).remove)
         return forward(model, batch, range(depth + 1), depth, answers)
 
 

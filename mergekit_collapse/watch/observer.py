@@ -19,6 +19,7 @@ from mergekit_collapse.states.hidden_states import default_batch_tokens, resolve
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.model_states import NOT_ASKED, ModelRecorder
 from mergekit_collapse.states.profiles import LayerProfile
+from mergekit_collapse.states.shelf import Shelf, Shelved
 from mergekit_collapse.states.skeleton import NotLayeredError
 
 MERGED = "merged model"
@@ -64,6 +65,7 @@ class Observer:
         scored = self._scorer.batches(decoder_start=None, max_tokens=tokens) if known else ()
         self._batches = (*self._probe_batches, *scored)
         self._model = self._build()
+        self._shared: dict[str, Shelved] = {}
         self._require_every_tensor(saves)
         self.depth = self._model.depth
         block = material.recipe.compat
@@ -85,8 +87,8 @@ class Observer:
         )
 
     def stage_of(self, tensor: str) -> int | None:
-        """The stage that needs a tensor, None if none does."""
-        return self._model.stage_of(tensor)
+        """The first stage that needs a tensor, None if none does."""
+        return next(iter(self._model.stages_of(tensor)), None)
 
     def run(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> LayerReading | None:
         """Run one stage on all probes.
@@ -100,6 +102,7 @@ class Observer:
         """
         if stage == 0:
             self._fit_vocabulary(tensors)
+            self._shared = self._set_aside(tensors)
             for number, hidden in self._model.embed(tensors):
                 self._add_states(0, number, hidden)
         elif stage < self.depth:
@@ -110,7 +113,9 @@ class Observer:
                 pass  # what is compared is the state after the norm
             return None
         else:
-            for number, outputs in self._model.head(tensors):
+            shared = {name: tensor.take() for name, tensor in self._shared.items()}
+            self._shared.clear()
+            for number, outputs in self._model.head({**shared, **tensors}):
                 self._add_states(self.depth, number, outputs.hidden[0])
                 self._add_answers(number, outputs)
         return self._read(min(stage, self.depth))
@@ -148,6 +153,11 @@ class Observer:
         for save in saves:
             if not save.optional and self.stage_of(save.tensor_name) is None:
                 raise NotLayeredError(f"transformers has no place for {save.tensor_name}")
+
+    def _set_aside(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Shelved]:
+        """What the head needs again; the merge makes it once, and it may be large."""
+        last, shelf = self.depth + 1, Shelf()
+        return {n: shelf.put(t) for n, t in tensors.items() if last in self._model.stages_of(n)}
 
     def _fit_vocabulary(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """A recipe with a tokenizer of its own makes another vocabulary as the merge runs."""
