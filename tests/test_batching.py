@@ -1,6 +1,6 @@
 """Batches hold every probe once, within their limits, and say where its states are."""
 
-from itertools import starmap
+from itertools import product, starmap
 
 import pytest
 import torch
@@ -26,6 +26,39 @@ def test_a_plan_keeps_its_limits_and_loses_nothing(items):
         assert len(batch) == 1 or (size <= 40 and sum(answers[i] for i in batch) <= 8)
     order = [lengths[i] for batch in plan for i in batch]
     assert order == sorted(order, reverse=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 5)), min_size=1, max_size=9))
+def test_no_plan_costs_less(items):
+    """Against every way to cut the probes, sorted by length, into batches."""
+    items = sorted(items, reverse=True)
+    lengths, answers = [length for length, _ in items], [count for _, count in items]
+
+    def cost(batches):
+        sizes = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
+        asked = [sum(answers[i] for i in batch) for batch in batches]
+        alone = [len(batch) == 1 for batch in batches]
+        fits = (
+            one or (size <= 64 and count <= 8)
+            for one, size, count in zip(alone, sizes, asked, strict=True)
+        )
+        return sum(sizes) + 2 * len(batches) if all(fits) else float("inf")
+
+    ways = []
+    for cuts in product([False, True], repeat=len(items) - 1):
+        batches = [[0]]
+        for index, cut in enumerate(cuts, start=1):
+            batches = [*batches, [index]] if cut else [*batches[:-1], [*batches[-1], index]]
+        ways.append(cost(batches))
+    assert cost(plan_batches(lengths, answers, max_tokens=64, max_answers=8)) == min(ways)
+
+
+def test_probes_of_unlike_lengths_are_not_padded_to_the_longest():
+    lengths = [120, 119, *[10] * 40]
+    assert [len(batch) for batch in plan_batches(lengths, [1] * 42, 2048, 256)] == [2, 40]
+    # A few tokens of padding cost less than a batch more.
+    assert len(plan_batches([12, 11, 10], [1] * 3, 2048, 256)) == 1
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -29,7 +29,7 @@ ROOMS = {
     """,
     "probes": "files rounds probes tokens",
     "states": """
-        figures workload storage peak_memory estimate states shelf pooling batching weights
+        figures workload storage peak_memory estimate states heap shelf pooling batching weights
         shard_file lora_update adapters loader model_identity forward model_states state_file
         state_store arrays counted_positions layer_statistics profiles whole_model dry_forward
         skeleton tensor_stages layered whole_by_stage layered_agreement tensor_files ahead

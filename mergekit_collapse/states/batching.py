@@ -1,5 +1,6 @@
 """Probes of like length in padded batches, the same for every model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,12 +12,14 @@ from mergekit_collapse.shapes import Int64
 
 Side = Literal["right", "left"]
 
-# Per batch: enough to keep the matrix units busy. On a processor no more than that: the C library
-# hands blocks over 32 MB back after every use, and fetching them anew takes longer than the
-# products gain. Answers are capped apart, since each costs a row as wide as the vocabulary.
-CPU_TOKENS = 1024
+# Per batch: enough to keep the matrix units busy, and activations small (``heap``). Answers are
+# capped apart, since each costs a row as wide as the vocabulary.
+CPU_TOKENS = 2048
 GPU_TOKENS = 8192
 MAX_ANSWERS = 256
+# What a batch costs beside its tokens (calls, weights that are fetched for it), as a share of the
+# tokens of a full one: about 50 tokens on a processor, some hundreds on a GPU.
+_BATCH_COST = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -120,25 +123,35 @@ def plan_batches(
 ) -> list[tuple[int, ...]]:
     """Indices of each batch's members, by falling length, equal lengths in their own order.
 
-    A batch's padded size (members times its longest) and its answers stay within the
-    limits unless it has one member only.
+    The plan of least cost, which is for each batch
+
+        members · longest + max_tokens / 32
+
+    since padding is computed like any token. A batch's padded size (members · longest) and its
+    answers stay within the limits unless it has one member only. Found by dynamic programming
+    over where batches end, O(members of all · members of a batch).
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    fixed = max_tokens * _BATCH_COST
+    # For the first so many of the order, the least cost and where their last batch begins.
+    least, begins = [0.0], [0]
+    for end in range(1, len(order) + 1):
+        found, answered = (math.inf, end - 1), 0
+        for begin in range(end - 1, -1, -1):
+            tokens = (end - begin) * lengths[order[begin]]
+            answered += answers[order[begin]]
+            # An earlier beginning is a longer sequence still.
+            if begin < end - 1 and (tokens > max_tokens or answered > max_answers):
+                break
+            found = min(found, (least[begin] + tokens + fixed, begin))
+        least.append(found[0])
+        begins.append(found[1])
     batches: list[tuple[int, ...]] = []
-    batch: list[int] = []
-    answered = 0
-    for index in order:
-        # The first member is the longest.
-        fits = bool(batch) and (
-            (len(batch) + 1) * lengths[batch[0]] <= max_tokens
-            and answered + answers[index] <= max_answers
-        )
-        if batch and not fits:
-            batches.append(tuple(batch))
-            batch, answered = [], 0
-        batch.append(index)
-        answered += answers[index]
-    return [*batches, tuple(batch)] if batch else batches
+    end = len(order)
+    while end:
+        batches.append(tuple(order[begins[end] : end]))
+        end = begins[end]
+    return batches[::-1]
 
 
 def pad(sequences: Sequence[Sequence[int]], side: Side = "right") -> Padded:

@@ -9,6 +9,7 @@ from typing import Any
 from mergekit.common import ModelReference
 
 from mergekit_collapse.probes.tokens import TokenizedProbes
+from mergekit_collapse.states.heap import keep_freed_memory
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.model_states import ModelStates
@@ -80,6 +81,7 @@ def run_models(run: Run) -> Mapping[int, str]:
         EvaluationError: a model cannot be loaded or run, or answers NaN or infinity.
     """
     trial, options = run.trial, run.options
+    keep_freed_memory()
     if trial is None:
         reasons: Mapping[int, str] = dict.fromkeys((one.index for one in run.models), "")
     else:

@@ -15,6 +15,7 @@ from mergekit_collapse.material import Material
 from mergekit_collapse.states.arrays import StateArrays
 from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.forward import Outputs
+from mergekit_collapse.states.heap import keep_freed_memory
 from mergekit_collapse.states.hidden_states import default_batch_tokens, resolve_layers
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.model_states import NOT_ASKED, ModelRecorder
@@ -52,6 +53,7 @@ class Observer:
     def __init__(
         self, material: Material, config: Any, saves: Sequence[SaveTensor], *, scoring: bool
     ) -> None:
+        keep_freed_memory()
         # MergeKit saves the configuration that it was planned with.
         self._material, self._config = material, copy.deepcopy(config)
         tokens = default_batch_tokens(material.options.device)
