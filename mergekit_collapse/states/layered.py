@@ -68,9 +68,10 @@ class LayeredModel:
         self._states: dict[int, torch.Tensor] = {}
         self._calls: dict[int, list[LayerCall]] = {}
 
-    def afresh(self, batches: Sequence[Batch]) -> "LayeredModel":
-        """The same model for other batches, of which nothing was run yet."""
+    def afresh(self, where: str, batches: Sequence[Batch]) -> "LayeredModel":
+        """A model of the same configuration for other batches, of which nothing was run yet."""
         other = copy.copy(self)
+        other.where = where
         other._begin(batches)
         return other
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,7 @@ class LayeredFiles:
     @property
     def shape(self) -> str:
         """The same for models that one forward pass can run; their weights may differ."""
-        told = {k: v for k, v in self.config.to_dict().items() if k not in _TOLD}
-        return json.dumps([type(self.model).__name__, told], sort_keys=True, default=str)
+        return json.dumps([type(self.model).__name__, _computation(self.config)])
 
     def adapter(self, path: ModelPath) -> LoraAdapter:
         """An adapter for this model.
@@ -80,17 +79,21 @@ class LayeredFiles:
     def layered(self, batches: Sequence[Batch], *, answers: bool) -> LayeredModel:
         """The model for some batches."""
         if answers == self.head:
-            return self.opened.afresh(batches)
+            return self.opened.afresh(self.where, batches)
         return LayeredModel(self.config, self.options, self.where, batches, answers)
 
 
 def open_layered_files(
-    reference: ModelReference, options: LoadOptions, batch: Batch
+    reference: ModelReference,
+    options: LoadOptions,
+    batch: Batch,
+    built: MutableMapping[str, LayeredModel],
 ) -> LayeredFiles:
     """Look at a base model; an adapter's name is not read.
 
     Args:
         batch: any, to see by how the model runs.
+        built: models by configuration, for others of the same one; this one is added.
 
     Raises:
         NotLayeredError: the model, or the way in which it is stored, has to be read whole.
@@ -101,7 +104,7 @@ def open_layered_files(
     if getattr(config, "quantization_config", None) is not None:
         raise NotLayeredError("it is quantized")
     files = TensorFiles(model_folder(reference.model, options.cache_dir, options.trust_remote_code))
-    layered = LayeredModel(config, options, where, [batch], answers=None)
+    layered = _built(config, options, where, batch, built)
     if missing := layered.missing(files.names):
         raise NotLayeredError(f"its files lack {shortened(missing)}")
     ignored = getattr(layered.model, "_keys_to_ignore_on_load_unexpected", None) or ()
@@ -112,3 +115,25 @@ def open_layered_files(
         raise NotLayeredError(f"its files hold {shortened(odd)}")
     staged = sort_by_stage(where, files, layered.stages_of, layered.depth + 2)
     return LayeredFiles(where, config, options, layered, staged)
+
+
+def _built(
+    config: Any,
+    options: LoadOptions,
+    where: str,
+    batch: Batch,
+    built: MutableMapping[str, LayeredModel],
+) -> LayeredModel:
+    if getattr(config, "auto_map", None):
+        # Code of the model's own may be other code under the same name.
+        return LayeredModel(config, options, where, [batch], answers=None)
+    key = _computation(config)
+    if key not in built:
+        built[key] = LayeredModel(config, options, where, [batch], answers=None)
+    return built[key].afresh(where, [batch])
+
+
+def _computation(config: Any) -> str:
+    """What of a configuration decides how a model computes."""
+    told = {k: v for k, v in config.to_dict().items() if k not in _TOLD}
+    return json.dumps([type(config).__name__, told], sort_keys=True, default=str)

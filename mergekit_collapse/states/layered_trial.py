@@ -13,6 +13,7 @@ from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes, dig
 from mergekit_collapse.states.batching import Batch, make_batches
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import reads_decoder_inputs
+from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.layered_agreement import agrees_by_stage, agrees_with_whole
 from mergekit_collapse.states.layered_files import LayeredFiles, open_layered_files
 from mergekit_collapse.states.loader import LoadOptions, bare, each_model, read_config
@@ -49,6 +50,7 @@ class LayeredTrial:
         self._tried = self._looked = False
         self._reason: str | None = None
         self._looked_at: dict[ModelReference, LayeredFiles] = {}
+        self._built: dict[str, LayeredModel] = {}
 
     def open(self, base: ModelReference) -> LayeredFiles:
         """A model that is to be run layer by layer, tried unless one was.
@@ -58,7 +60,7 @@ class LayeredTrial:
             EvaluationError: there is no such model, its weights cannot be read, or memory runs out.
         """
         batch, options = self.batch, self._options
-        files = self._looked_at.pop(base, None) or open_layered_files(base, options, batch)
+        files = self._looked_at.pop(base, None) or self._open(base)
         if not self._known():
             self._settle(
                 base,
@@ -84,7 +86,7 @@ class LayeredTrial:
         if self._known() and self._reason is not None:
             raise NotLayeredError(self._reason)
         if base not in self._looked_at:
-            self._looked_at[base] = open_layered_files(base, self._options, self.batch)
+            self._looked_at[base] = self._open(base)
         return self._looked_at[base]
 
     @property
@@ -119,6 +121,7 @@ class LayeredTrial:
         """A copy of what is known, for another process or device; it keeps nothing."""
         other = copy.copy(self)
         other._options, other._kept, other._looked_at = options, NOT_KEPT, {}
+        other._built = {}
         return other
 
     def reason(self) -> str | None:
@@ -132,6 +135,9 @@ class LayeredTrial:
                 self._references = [base]
                 each_model([base], self._options, self.visit)
         return self._reason
+
+    def _open(self, base: ModelReference) -> LayeredFiles:
+        return open_layered_files(base, self._options, self.batch, self._built)
 
     def _settle(self, reference: ModelReference, reason: str | None) -> None:
         self._tried, self._reason = True, reason
