@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import forward, layered, layered_trial, run_plan
+from mergekit_collapse.states import batching, forward, layered, layered_trial, run_plan
 from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.estimate import estimated, flops_text
 from mergekit_collapse.states.figures import (
@@ -199,6 +199,7 @@ def test_models_from_the_cache_are_left_out_and_whole_ones_are_told(tiny_model, 
 @pytest.mark.slow
 def test_memory_is_obeyed_with_fewer_models_and_smaller_batches(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(run_plan, "resident", lambda: 0)
+    monkeypatch.setattr(batching, "_BATCH_COST", 1.0)  # so that batches are full
     base = tiny_model("llama")
     adapters = [make_adapter(base, tmp_path / f"a{i}", i) for i in range(4)]
     models = [f"{base}+{adapter}" for adapter in adapters]
@@ -267,6 +268,7 @@ class _Scarce:
 
 @pytest.mark.slow
 def test_out_of_memory_goes_on_with_smaller_batches(tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(batching, "_BATCH_COST", 1.0)  # so that batches are full
     models = [tiny_model("llama", seed) for seed in (0, 1)]
     due = run(models, tokens=40)
     monkeypatch.setattr(layered_trial, "agrees_by_stage", lambda *_: None)

@@ -44,7 +44,7 @@ def probes(tiny_tokenizer):
     return [TokenizedProbe(ids(p, True), ids(t, False) if t else ()) for p, t in PROMPTS]
 
 
-def batches_of(probes, *, answers=True, side="right", max_tokens=60):
+def batches_of(probes, *, answers=True, side="right", max_tokens=160):
     return make_batches(
         probes, answers=answers, decoder_start=None, max_tokens=max_tokens, side=side
     )
