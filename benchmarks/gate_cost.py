@@ -27,6 +27,7 @@ from mergekit_collapse.cache_folder import cache_folder
 from mergekit_collapse.demo.smollm2 import ensure_base
 
 NOISE = 0.002
+METHODS = ["linear", "ties"]
 BLOCKS = {
     "no block": "",
     "compat: {}": "compat: {}\n",
@@ -37,7 +38,7 @@ BLOCKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", default=["linear", "ties"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gate-cost-") as folder:
         work = Path(folder)
@@ -82,13 +83,17 @@ def merge(work: Path, method: str, models: list[Path], block: str) -> tuple[floa
     recipe.write_text(f"merge_method: {method}\ndtype: bfloat16\nmodels:\n{rows}{start}{block}")
     for made in ("merged", "merged.compat", "cache"):
         shutil.rmtree(work / made, ignore_errors=True)
-    command = [str(Path(sys.executable).with_name("mergekit-yaml")), str(recipe), "merged"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
+    program = str(Path(sys.executable).with_name("mergekit-yaml"))
+    command = [program, str(recipe), "merged", "--quiet"]
+    own = {k: v for k, v in os.environ.items() if not k.startswith("MERGEKIT_COLLAPSE")}
+    environment = {**own, "XDG_CACHE_HOME": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
-    subprocess.run(
-        [*command, "--quiet"], cwd=work, env=environment, check=True, capture_output=True
+    done = subprocess.run(
+        command, cwd=work, env=environment, check=False, capture_output=True, text=True
     )
     seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{method}: {done.stderr[-2000:]}")
     if not block:
         return seconds, ""
     report = json.loads((work / "merged.compat" / "report.json").read_text(encoding="utf-8"))

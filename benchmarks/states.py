@@ -14,17 +14,22 @@ its own, timed after its imports; memory is its peak beyond what the imports too
     python benchmarks/states.py              three experts, and the merges that they are for
     python benchmarks/states.py --depths     peak memory of 12, 24 and 48 layers
     python benchmarks/states.py --adapters   eight adapters of one base, and eight merged copies
+    python benchmarks/states.py --heap       three experts, freed memory kept and given back
 
 `--device cuda` runs the same there, `--rounds` repeats and takes the fastest.
 """
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--depths", action="store_true")
     parser.add_argument("--adapters", action="store_true")
+    parser.add_argument("--heap", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -76,6 +82,8 @@ def main() -> None:
             depths(work, given.device)
         elif given.adapters:
             adapters(work, given.device, given.rounds)
+        elif given.heap:
+            heap(work, given.rounds)
         else:
             experts(work, given.device, given.rounds)
 
@@ -146,6 +154,19 @@ def adapters(work: Path, device: str, rounds: int) -> None:
         print(f"adapters, ours / {name:32}{ours / one['seconds']:6.2f}")
 
 
+def heap(work: Path, rounds: int) -> None:
+    """The same run where the C library keeps what is freed, and where it is left as it is."""
+    models = [make_model(work / f"expert{i}", BIG, i) for i in range(3)]
+    # A setting of the user's own, here the default one, has the package leave all of them alone.
+    settings = {"kept": {}, "given back": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}}
+    print(f"{'freed memory':14}{'seconds':>8}{'in the system':>15}{'page faults':>13}{'MB':>6}")
+    for _ in range(rounds):
+        for name, setting in settings.items():
+            one = run("ours", models, "cpu", setting)
+            told = f"{one['seconds']:8.1f}{one['system']:15.1f}{one['faults'] / 1e6:11.2f} M"
+            print(f"{name:14}{told}{one['mb']:6.0f}", flush=True)
+
+
 def make_model(folder: Path, shape: dict[str, Any], seed: int) -> Path:
     """A Llama of random weights."""
     torch.manual_seed(seed)
@@ -166,9 +187,12 @@ def fastest(mode: str, models: list[Any], device: str, rounds: int) -> dict[str,
     return min((run(mode, models, device) for _ in range(rounds)), key=lambda one: one["seconds"])
 
 
-def run(mode: str, models: list[Any], device: str) -> dict[str, float]:
+def run(
+    mode: str, models: list[Any], device: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, float]:
     command = [sys.executable, __file__, "--device", device, "--child", mode, *map(str, models)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
         raise SystemExit(f"{mode}: {done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -183,6 +207,7 @@ def child(mode: str, models: list[str], device: str) -> dict[str, float]:
         torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device)).sum().item()
     forget_peak()
     before, start = peak_mb(device), time.perf_counter()
+    used = resource.getrusage(resource.RUSAGE_SELF)
     if mode == "read":
         for model in models:
             files = TensorFiles(Path(model))
@@ -195,7 +220,13 @@ def child(mode: str, models: list[str], device: str) -> dict[str, float]:
         measure(models, ids, device, layered=mode == "ours")
     if device != "cpu":
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - start, "mb": peak_mb(device) - before}
+    seconds, now = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": seconds,
+        "mb": peak_mb(device) - before,
+        "faults": now.ru_minflt - used.ru_minflt,
+        "system": now.ru_stime - used.ru_stime,
+    }
 
 
 @torch.no_grad()

@@ -164,14 +164,17 @@ def test_flops_are_those_that_torch_counts(tiny_model, architecture):
 
 
 @pytest.mark.slow
-def test_bytes_are_exactly_those_that_are_read(tiny_model, variant, tmp_path, monkeypatch):
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"], ids=["own head", "tied head"])
+def test_bytes_are_exactly_those_that_are_read(
+    tiny_model, variant, tmp_path, monkeypatch, architecture
+):
     read, original = [], TensorFiles.read
     monkeypatch.setattr(
         TensorFiles,
         "read",
         lambda self, name: read.append(self.nbytes(name)) or original(self, name),
     )
-    base = tiny_model("llama")
+    base = tiny_model(architecture)
     adapters = [make_adapter(base, tmp_path / f"a{i}", i) for i in range(2)]
     found = run([base, variant(base, 0.1, 1), *(f"{base}+{a}" for a in adapters)])
     assert found.engine == LAYERED

@@ -29,7 +29,7 @@ ROOMS = {
     """,
     "probes": "files rounds probes tokens",
     "states": """
-        figures workload storage peak_memory estimate states heap shelf pooling batching weights
+        figures workload storage peak_memory estimate states heap pooling batching weights
         shard_file lora_update adapters loader model_identity forward model_states state_file
         state_store arrays counted_positions layer_statistics profiles whole_model dry_forward
         skeleton tensor_stages layered whole_by_stage layered_agreement tensor_files ahead
@@ -53,7 +53,7 @@ ROOMS = {
         lm_eval_tasks lm_eval_process harness evaluation unscored known_losses own_answers judgement
     """,
     "material finished_merge": "",
-    "watch": "layer_tasks layer_order substitution observer watch rehearsal",
+    "watch": "shelf layer_tasks layer_order substitution observer watch rehearsal",
     "report": """
         geometry_document remedy report hint evaluation_document estimate_document document
         merged_text verdict_text terminal stored stored_geometry stored_evaluation stored_remedy

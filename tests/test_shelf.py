@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.states.shelf import Shelf
+from mergekit_collapse.watch.shelf import Shelf
 
 TENSORS = [
     torch.randn(3, 4, dtype=torch.bfloat16),

@@ -256,6 +256,28 @@ def test_models_with_nothing_in_common_run_by_themselves(tiny_model, probes, cal
     assert len(set(calls.values())) == 1
 
 
+def test_models_of_one_configuration_are_built_once(tiny_model, variant, probes, monkeypatch):
+    models = [tiny_model("llama"), variant(tiny_model("llama"), 0.1, 1), tiny_model("qwen2")]
+    references = [ModelReference.parse(str(model)) for model in models]
+    trial = LayeredTrial(references, probes, FLOAT32)
+    opened = [trial.look(one) for one in references]
+    assert opened[0].model is opened[1].model
+    assert opened[0].model is not opened[2].model
+    assert [one.opened.where for one in opened] == [f"model {model}" for model in models]
+    # Code of the models' own may differ under one name.
+    monkeypatch.setattr("mergekit_collapse.states.layered_files._own_code", lambda config: True)
+    own = [LayeredTrial(references, probes, FLOAT32).look(one) for one in references[:2]]
+    assert own[0].model is not own[1].model
+    assert not own[0].starts_like(own[1], surely=True)
+
+
+def test_the_header_of_a_shard_is_read_once(tiny_model, monkeypatch):
+    read, original = [], shard_file.read_header
+    monkeypatch.setattr(shard_file, "read_header", lambda path: read.append(path) or original(path))
+    assert len(TensorFiles(tiny_model("llama")).names) > 1
+    assert len(read) == 1
+
+
 def test_a_base_is_read_once_for_all_its_adapters(tiny_model, probes, tmp_path, monkeypatch):
     base = tiny_model("llama")
     adapters = [make_adapter(base, tmp_path / f"a{i}", i) for i in range(4)]

@@ -13,11 +13,11 @@ _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 @cache
 def keep_freed_memory() -> None:
-    """Have up to 256 MiB of freed memory stay with the process, and blocks up to 64 MiB reused.
+    """Have 256 MiB of freed memory stay with each of glibc's heaps, and blocks up to 64 MiB reused.
 
     Every layer makes the same activations anew for every batch. glibc returns them to the system
-    in between, as it comes out with the heap: fetching them page by page takes up to a fifth of
-    the time of a forward pass (``docs/speed.md``). Weights are larger, and go back as before.
+    in between, as it comes out with the heap, and fetching them page by page takes time
+    (``docs/speed.md``, "Freed memory"). Larger blocks, such as embeddings, go back as before.
 
     Once in a process, which keeps it. Other C libraries are left alone, and so is a glibc for
     which the environment says what to keep (``MALLOC_TRIM_THRESHOLD_``,
@@ -27,5 +27,7 @@ def keep_freed_memory() -> None:
     if tuned or platform.libc_ver()[0] != "glibc" or any(n in os.environ for n in _OWN_SETTINGS):
         return
     library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_THRESHOLD, _APART)
-    library.mallopt(_TRIM_THRESHOLD, _KEPT)
+    # Older versions take no more than 32 MiB. Setting only the other would fix this one where it
+    # happens to be, which may be 128 KiB.
+    if library.mallopt(_MMAP_THRESHOLD, _APART) or library.mallopt(_MMAP_THRESHOLD, _APART // 2):
+        library.mallopt(_TRIM_THRESHOLD, _KEPT)

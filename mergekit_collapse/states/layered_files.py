@@ -73,6 +73,8 @@ class LayeredFiles:
         """
         if self is other:
             return True
+        if _own_code(self.config):
+            return False
         equal = self.staged.equals if surely else self.staged.may_equal
         return self.shape == other.shape and all(equal(other.staged, k) for k in (0, 1))
 
@@ -104,7 +106,11 @@ def open_layered_files(
     if getattr(config, "quantization_config", None) is not None:
         raise NotLayeredError("it is quantized")
     files = TensorFiles(model_folder(reference.model, options.cache_dir, options.trust_remote_code))
-    layered = _built(config, options, where, batch, built)
+    key = None if _own_code(config) else _computation(config)
+    if key is not None and key in built:
+        layered = built[key].afresh(where, [batch])
+    else:
+        layered = LayeredModel(config, options, where, [batch], answers=None)
     if missing := layered.missing(files.names):
         raise NotLayeredError(f"its files lack {shortened(missing)}")
     ignored = getattr(layered.model, "_keys_to_ignore_on_load_unexpected", None) or ()
@@ -113,24 +119,15 @@ def open_layered_files(
     if odd:
         # The loader knows other names for tensors, and says what it has no place for.
         raise NotLayeredError(f"its files hold {shortened(odd)}")
+    if key is not None:
+        built[key] = layered
     staged = sort_by_stage(where, files, layered.stages_of, layered.depth + 2)
     return LayeredFiles(where, config, options, layered, staged)
 
 
-def _built(
-    config: Any,
-    options: LoadOptions,
-    where: str,
-    batch: Batch,
-    built: MutableMapping[str, LayeredModel],
-) -> LayeredModel:
-    if getattr(config, "auto_map", None):
-        # Code of the model's own may be other code under the same name.
-        return LayeredModel(config, options, where, [batch], answers=None)
-    key = _computation(config)
-    if key not in built:
-        built[key] = LayeredModel(config, options, where, [batch], answers=None)
-    return built[key].afresh(where, [batch])
+def _own_code(config: Any) -> bool:
+    """Whether the model brings code, which may be other code under the same name."""
+    return bool(getattr(config, "auto_map", None))
 
 
 def _computation(config: Any) -> str:

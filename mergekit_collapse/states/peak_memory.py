@@ -13,7 +13,8 @@ from mergekit_collapse.states.figures import (
     SweepFigures,
 )
 
-# What torch's libraries and the heap keep beyond the tensors that are counted.
+# What torch's libraries and the heap keep beyond the tensors that are counted; where memory is
+# limited, freed memory is not kept (``heap``).
 SPARE = 300 * 10**6
 # Numbers per token of cosines and sines, for heads of up to 128.
 _ROTATIONS = 256
@@ -71,7 +72,7 @@ def running_memory(sweep: SweepFigures, together: int) -> Memory:
         held = (_held(figures, batch) for batch in sweep.all_batches)
         states = max(held, default=0) * (figures.depth + 1)
     else:
-        embeddings = _ends(figures, changed)
+        embeddings = _ends(figures, changed, several=several)
         layers = _layers(figures, changed, several=several)
         own = sorted(sum(_held(figures, b) for b in one.extras) for one in sweep.runners)
         states = most * sum(_held(figures, batch) for batch in sweep.batches)
@@ -121,11 +122,17 @@ def _read(stage: Stage, *, adapted: bool) -> int:
     return stage.stored + (stage.computed if stage.converted and not adapted else 0)
 
 
-def _ends(figures: ModelFigures, changed: frozenset[int]) -> int:
+def _ends(figures: ModelFigures, changed: frozenset[int], *, several: bool) -> int:
     """Embeddings, or norm and head: never both at a time."""
-    ends = [(figures.stages[k], k in changed) for k in (0, len(figures.stages) - 1)]
+    number = len(figures.stages) - 1
+    first, last = figures.stages[0], figures.stages[-1]
+    read, adapted = _read(last, adapted=number in changed), number in changed
     return max(
-        max(_read(stage, adapted=adapted), _use(stage, adapted=adapted)) for stage, adapted in ends
+        _read(first, adapted=0 in changed),
+        _use(first, adapted=0 in changed),
+        read,
+        # Models that run together begin alike, and end each in its own way.
+        _use(last, adapted=adapted) + read * several,
     )
 
 

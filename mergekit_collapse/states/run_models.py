@@ -81,7 +81,8 @@ def run_models(run: Run) -> Mapping[int, str]:
         EvaluationError: a model cannot be loaded or run, or answers NaN or infinity.
     """
     trial, options = run.trial, run.options
-    keep_freed_memory()
+    if options.max_memory is None:
+        keep_freed_memory()
     if trial is None:
         reasons: Mapping[int, str] = dict.fromkeys((one.index for one in run.models), "")
     else:

@@ -83,8 +83,17 @@ class TensorStages:
         return next(rows, None)
 
     def expected(self, stage: int) -> dict[str, torch.Tensor]:
-        """The skeleton's tensors of one stage."""
-        return {n: t for n, t in self._tensors.items() if stage in self._needed_in(n)}
+        """The skeleton's tensors of one stage; of those that are the same, one may be given."""
+        return {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            # The embeddings that a head shares go by its own name there, if it has one.
+            if self._stages[name] == stage
+            or (stage in self._needed_in(name) and not self._late(self._same[name]))
+        }
+
+    def _late(self, names: Iterable[str]) -> bool:
+        return any(self._stages[name] == self._depth + 1 for name in names)
 
     def pick(
         self, stage: int, tensors: Mapping[str, torch.Tensor], where: str

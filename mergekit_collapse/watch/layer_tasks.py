@@ -9,7 +9,7 @@ from mergekit.graph import Task
 from mergekit.io.tasks import SaveTensor
 
 from mergekit_collapse.errors import EvaluationError
-from mergekit_collapse.states.shelf import Shelf, Shelved
+from mergekit_collapse.watch.shelf import Shelf, Shelved
 
 Step = Callable[[int, Mapping[str, torch.Tensor]], None]
 GiveUp = Callable[[EvaluationError], None]
@@ -112,7 +112,7 @@ def watch_layers(
 
     Args:
         saves: of the whole plan.
-        stage_of: the stage that needs a tensor, None for a tensor that none needs.
+        stage_of: the first stage that needs a tensor, None for a tensor that none needs.
         stages: how many there are.
         step: called with each stage and its tensors, in order.
         give_up: called where there is no room for those that wait; unless it raises, no further

@@ -20,10 +20,13 @@ from mergekit_collapse.states.hidden_states import default_batch_tokens, resolve
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.model_states import NOT_ASKED, ModelRecorder
 from mergekit_collapse.states.profiles import LayerProfile
-from mergekit_collapse.states.shelf import Shelf, Shelved
 from mergekit_collapse.states.skeleton import NotLayeredError
+from mergekit_collapse.watch.shelf import Shelf, Shelved
 
 MERGED = "merged model"
+# What embeddings may take that are only waiting for the head; those of small models do not
+# leave memory.
+SHARED_LIMIT = 2**28
 
 
 class NotFiniteError(Exception):
@@ -35,7 +38,8 @@ class NotFiniteError(Exception):
 
 
 class Observer:
-    """Runs each stage of one merged model; stages come in order, each with all its tensors.
+    """Runs each stage of one merged model; stages come in order, each with all its tensors, but for
+    those that both ends share, which come with the first.
 
     Args:
         material: the experts.
@@ -67,7 +71,7 @@ class Observer:
         scored = self._scorer.batches(decoder_start=None, max_tokens=tokens) if known else ()
         self._batches = (*self._probe_batches, *scored)
         self._model = self._build()
-        self._shared: dict[str, Shelved] = {}
+        self._shared: dict[str, torch.Tensor | Shelved] = {}
         self._require_every_tensor(saves)
         self.depth = self._model.depth
         block = material.recipe.compat
@@ -115,9 +119,7 @@ class Observer:
                 pass  # what is compared is the state after the norm
             return None
         else:
-            shared = {name: tensor.take() for name, tensor in self._shared.items()}
-            self._shared.clear()
-            for number, outputs in self._model.head({**shared, **tensors}):
+            for number, outputs in self._model.head({**self._taken(), **tensors}):
                 self._add_states(self.depth, number, outputs.hidden[0])
                 self._add_answers(number, outputs)
         return self._read(min(stage, self.depth))
@@ -156,10 +158,17 @@ class Observer:
             if not save.optional and self.stage_of(save.tensor_name) is None:
                 raise NotLayeredError(f"transformers has no place for {save.tensor_name}")
 
-    def _set_aside(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Shelved]:
-        """What the head needs again; the merge makes it once, and it may be large."""
+    def _set_aside(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | Shelved]:
+        """What the head needs again, which the merge makes only once; on disk where it is large."""
         last, shelf = self.depth + 1, Shelf()
-        return {n: shelf.put(t) for n, t in tensors.items() if last in self._model.stages_of(n)}
+        shared = {n: t for n, t in tensors.items() if last in self._model.stages_of(n)}
+        if sum(tensor.nbytes for tensor in shared.values()) <= SHARED_LIMIT:
+            return dict(shared)
+        return {name: shelf.put(tensor) for name, tensor in shared.items()}
+
+    def _taken(self) -> dict[str, torch.Tensor]:
+        shared, self._shared = self._shared, {}
+        return {n: t.take() if isinstance(t, Shelved) else t for n, t in shared.items()}
 
     def _fit_vocabulary(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """A recipe with a tokenizer of its own makes another vocabulary as the merge runs."""
