@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,13 +46,22 @@ def pages(how, **environment):
     return int(done.stdout)
 
 
+def huge_pages():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[always]" in setting.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the GNU C library")
+@pytest.mark.skipif(huge_pages(), reason="pages are fetched by the hundred")
 def test_blocks_are_reused_unless_the_user_set_it_otherwise():
-    left = pages("as it is")
-    assert pages("kept") < left / 5
-    assert pages("kept", MALLOC_TRIM_THRESHOLD_="131072") > left / 2
-    assert pages("kept", GLIBC_TUNABLES="glibc.malloc.tcache_count=7") > left / 2
+    # The last block of a layer is above what glibc ever reuses by itself; of the others it
+    # fetches more or fewer again, as its heap happens to lie.
+    certain = 20 * 2**25 / os.sysconf("SC_PAGESIZE")
+    assert pages("as it is") > certain
+    assert pages("kept") < certain / 5
+    assert pages("kept", MALLOC_TRIM_THRESHOLD_="131072") > certain
+    assert pages("kept", GLIBC_TUNABLES="glibc.malloc.tcache_count=7") > certain
 
 
 class _Library:
