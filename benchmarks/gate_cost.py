@@ -3,7 +3,7 @@
 Three full experts of the shape of a 0.5 B model, each a base of random weights with a little noise
 on every tensor, so that nothing is shared and the merge is allowed. The tokenizer is that of the
 demo's base, the probes are those that come with the package, every setting is left alone, and the
-cache is empty. A round runs the stock recipe and the same with a block, one after the other.
+cache is empty. A round runs the stock recipe and the same with each block, one after the other.
 
     python benchmarks/gate_cost.py [--rounds 1] [--methods linear ties]
 """

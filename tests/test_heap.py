@@ -17,7 +17,7 @@ import torch
 from mergekit_collapse.states.heap import keep_freed_memory
 
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    keep_freed_memory(None)
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -88,11 +88,16 @@ def test_an_older_library_is_given_what_it_takes_or_left_alone(monkeypatch, most
     monkeypatch.setattr("ctypes.CDLL", lambda _: library)
     for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
-    heap.keep_freed_memory.__wrapped__()
+    heap.keep_freed_memory.__wrapped__(None)
     assert library.set == due
 
 
 def test_elsewhere_nothing_is_set(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", None)
-    heap.keep_freed_memory.__wrapped__()
+    heap.keep_freed_memory.__wrapped__(None)
+
+
+def test_where_memory_is_limited_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", None)
+    heap.keep_freed_memory.__wrapped__(10**9)

@@ -132,6 +132,8 @@ def test_every_state_is_that_of_transformers(tiny_model, probes, architecture, s
         assert (end.answers is None) == (not answers)
         if answers:
             assert torch.equal(end.answers, due.answers)
+            if len(end.answers) > 1:
+                assert not torch.equal(end.answers[0], end.answers[-1])
     if answers:
         # They depend on what was read.
         assert not torch.equal(ends[0].answers[0], ends[-1].answers[-1])

@@ -136,16 +136,17 @@ def plan_batches(
     # For the first so many of the order, the least cost and where their last batch begins.
     least, begins = [0.0], [0]
     for end in range(1, len(order) + 1):
-        found, answered = (math.inf, 1 - end), 0
+        cost, first, answered = math.inf, end - 1, 0
         for begin in range(end - 1, -1, -1):
             tokens = (end - begin) * lengths[order[begin]]
             answered += answers[order[begin]]
             # An earlier beginning is a longer sequence still.
             if begin < end - 1 and (tokens > max_tokens or answered > max_answers):
                 break
-            found = min(found, (least[begin] + tokens + fixed, -begin))
-        least.append(found[0])
-        begins.append(-found[1])
+            if (total := least[begin] + tokens + fixed) < cost:
+                cost, first = total, begin
+        least.append(cost)
+        begins.append(first)
     batches: list[tuple[int, ...]] = []
     end = len(order)
     while end:

@@ -12,17 +12,22 @@ _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 @cache
-def keep_freed_memory() -> None:
+def keep_freed_memory(max_memory: int | None) -> None:
     """Have 256 MiB of freed memory stay with each of glibc's heaps, and blocks up to 64 MiB reused.
 
     Every layer makes the same activations anew for every batch. glibc returns them to the system
     in between, as it comes out with the heap, and fetching them page by page takes time
     (``docs/speed.md``, "Freed memory"). Larger blocks, such as embeddings, go back as before.
 
-    Once in a process, which keeps it. Other C libraries are left alone, and so is a glibc for
-    which the environment says what to keep (``MALLOC_TRIM_THRESHOLD_``,
-    ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``).
+    Once in a process, which keeps it; not where memory is limited. Other C libraries are left
+    alone, and so is a glibc for which the environment says what to keep
+    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``).
+
+    Args:
+        max_memory: bytes that the user allows; None for as many as there are.
     """
+    if max_memory is not None:
+        return
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if tuned or platform.libc_ver()[0] != "glibc" or any(n in os.environ for n in _OWN_SETTINGS):
         return

@@ -81,8 +81,7 @@ def run_models(run: Run) -> Mapping[int, str]:
         EvaluationError: a model cannot be loaded or run, or answers NaN or infinity.
     """
     trial, options = run.trial, run.options
-    if options.max_memory is None:
-        keep_freed_memory()
+    keep_freed_memory(options.max_memory)
     if trial is None:
         reasons: Mapping[int, str] = dict.fromkeys((one.index for one in run.models), "")
     else:

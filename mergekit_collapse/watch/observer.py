@@ -57,7 +57,7 @@ class Observer:
     def __init__(
         self, material: Material, config: Any, saves: Sequence[SaveTensor], *, scoring: bool
     ) -> None:
-        keep_freed_memory()
+        keep_freed_memory(material.options.max_memory)
         # MergeKit saves the configuration that it was planned with.
         self._material, self._config = material, copy.deepcopy(config)
         tokens = default_batch_tokens(material.options.device)
