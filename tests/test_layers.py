@@ -33,9 +33,9 @@ ROOMS = {
         shard_file lora_update adapters loader model_identity forward model_states state_file
         state_store arrays counted_positions layer_statistics profiles whole_model dry_forward
         skeleton tensor_stages layered whole_by_stage layered_agreement tensor_files ahead
-        stage_tensors sweep layered_files layered_trial streaming model_figures sweep_figures
-        memory_use run_models run_plan fewer_tokens missing_states parts device_process devices
-        on_ray hidden_states joined
+        stage_tensors stage_reader sweep layered_files layered_trial streaming model_figures
+        sweep_figures memory_use run_models run_plan fewer_tokens missing_states parts
+        device_process devices on_ray hidden_states joined
     """,
     "geometry": """
         pair_squares rows scales probe_parts distances chance_distances enclosing_ball minimax

@@ -16,6 +16,8 @@ from mergekit_collapse.states.figures import (
 # What torch's libraries and the heap keep beyond the tensors that are counted; where memory is
 # limited, freed memory is not kept (``heap``).
 SPARE = 300 * 10**6
+# Pinned, through which weights come to another device (``stage_reader``).
+PINNED = 2**27
 # Numbers per token of cosines and sines, for heads of up to 128.
 _ROTATIONS = 256
 
@@ -99,9 +101,8 @@ def _in_memory(nbytes: int) -> int:
 
 
 def pinned_memory(figures: ModelFigures) -> int:
-    """Of the processor where another device computes: a stage as it is read, and pinned."""
-    largest = max(stage.stored for stage in figures.stages)
-    return largest if figures.whole else 2 * largest
+    """Of the processor where another device computes: what weights pass through."""
+    return figures.stored if figures.whole else PINNED
 
 
 def _whole(stage: Stage, *, adapted: bool) -> int:

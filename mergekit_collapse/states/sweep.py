@@ -13,6 +13,7 @@ from mergekit_collapse.states.forward import Outputs
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.loader import LoadOptions
 from mergekit_collapse.states.lora_update import LoraAdapter
+from mergekit_collapse.states.stage_reader import stage_reader
 from mergekit_collapse.states.stage_tensors import StagedFiles, adapted, common_starts
 
 
@@ -77,9 +78,7 @@ class Sweep:
         self._readers = [{numbers[id(b)]: reader for b, reader in m.readers} for m in members]
         self._branches = [_Branch(model, list(range(len(members))))]
         self._depth = model.depth
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch has no type for it
-            self._main = torch.cuda.current_stream(self._device)
+        self._reader = stage_reader(options.device)
         files = list({id(m.files): m.files for m in members}.values())
         starts = common_starts(files)
         place = {id(f): i for i, f in enumerate(files)}
@@ -119,19 +118,7 @@ class Sweep:
     def _load(
         self, files: StagedFiles, stage: int, model: LayeredModel, rounded: bool
     ) -> dict[str, torch.Tensor]:
-        tensors = files.load(stage)
-        if self._device.type != "cuda":
-            return model.prepared(tensors) if rounded else tensors
-        # Pinned, and on a stream of its own, so that the copy runs beside the kernels.
-        with torch.cuda.stream(self._stream):
-            pinned = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-            there = {n: t.to(self._device, non_blocking=True) for n, t in pinned.items()}
-            there = model.prepared(there) if rounded else there
-        self._stream.synchronize()
-        for tensor in there.values():
-            # Their memory is not handed on before the kernels that read them are done.
-            tensor.record_stream(self._main)
-        return there
+        return self._reader.load(files, stage, model.prepared if rounded else dict)
 
     def _sources(self, stage: int) -> list[int]:
         return sorted({starts[stage] for starts in self._starts})

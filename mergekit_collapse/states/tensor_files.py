@@ -41,6 +41,11 @@ class TensorFiles:
         """Shape of a tensor, from the header."""
         return self._file_of[name].tensors[name].shape
 
+    def empty(self, name: str, device: torch.device) -> torch.Tensor:
+        """A tensor of that shape and stored precision, not yet read."""
+        stored = self._file_of[name].tensors[name]
+        return torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device=device)
+
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor as it is stored."""
         tensor = self._file_of[name].tensors[name]
@@ -53,6 +58,13 @@ class TensorFiles:
             EvaluationError: the file is gone, cut short or was written to meanwhile.
         """
         return self._file_of[name].tensor(name)
+
+    def read_into(self, name: str, at: int, data: torch.Tensor) -> None:
+        """Fill bytes, in the processor's memory, with a tensor's from its byte ``at``.
+
+        Raises as ``read`` does. Several threads may read at a time.
+        """
+        self._file_of[name].read_into(self._file_of[name].tensors[name].begin + at, data)
 
     def may_equal(self, name: str, other: "TensorFiles", its_name: str) -> bool:
         """Whether two stored tensors agree in type, shape and their first and last bytes."""
