@@ -18,7 +18,7 @@ from mergekit_collapse.states.batching import make_batches
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import forward, has_language_head
 from mergekit_collapse.states.layered import LayeredModel
-from mergekit_collapse.states.layered_agreement import agrees_with_whole
+from mergekit_collapse.states.layered_agreement import agrees_by_stage, agrees_with_whole
 from mergekit_collapse.states.loader import LoadOptions, each_model, read_config
 
 pytestmark = pytest.mark.slow
@@ -148,7 +148,7 @@ def test_whole_models_agree(tiny_model, probes, architecture, options):
     answers = has_language_head(whole)
     for side in ("right", "left"):
         batch = batches_of(probes, answers=answers, side=side, max_tokens=1000)[0]
-        assert agrees_with_whole(whole, config_of(folder), options, "model x", batch) is None
+        assert agreement(whole, config_of(folder), options, batch) == {None}
 
 
 def test_bfloat16_is_close_to_float32(tiny_model, probes):
@@ -392,6 +392,27 @@ class TupleModel(transformers.LlamaModel):
         )
 
 
+class RememberingLayer(transformers.models.llama.modeling_llama.LlamaDecoderLayer):
+    def forward(self, *args, **keywords):
+        hidden = super().forward(*args, **keywords)
+        hidden, self.left[:] = hidden + sum(self.left), [hidden.mean()]
+        return hidden
+
+
+class Remembers(transformers.LlamaForCausalLM):
+    """A layer reads what the one before it left in the model."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        layers = [RememberingLayer(config, k) for k in range(config.num_hidden_layers)]
+        self.model.layers = torch.nn.ModuleList(layers)
+        left = []
+        for layer in layers:
+            layer.left = left
+        self.model.register_forward_pre_hook(lambda *_call: left.clear())
+        self.post_init()
+
+
 class SharedLayers(transformers.LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
@@ -404,8 +425,27 @@ class TiedTensors(transformers.LlamaForCausalLM):
     )
 
 
+def agreement(whole, config, options, batch):
+    """Why a model is not run by layers: with its weights in memory, and without."""
+    answers, loads = has_language_head(whole), []
+    reasons = {agrees_with_whole(whole, config, options, "model x", batch)}
+
+    def load(stage):
+        loads.append(stage)
+        return whole.state_dict()
+
+    try:
+        layered = LayeredModel(config, options, "model x", [batch], answers)
+    except NotLayeredError as error:
+        return {*reasons, str(error)}
+    reasons.add(agrees_by_stage(layered, load, batch, answers, options))
+    if reasons == {None}:
+        assert loads == list(range(layered.depth + 2))
+    return reasons
+
+
 def custom(monkeypatch, probes, tiny_model, model_type, **changed):
-    """The whole of such a class, and the reason why it is not run by layers."""
+    """The whole of such a class, and the reasons why it is not run by layers."""
     monkeypatch.setattr(transformers, model_type.__name__, model_type, raising=False)
     config = config_of(tiny_model("llama"))
     config.architectures = [model_type.__name__]
@@ -414,26 +454,50 @@ def custom(monkeypatch, probes, tiny_model, model_type, **changed):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole = model_type(config).eval()
-    batch = batches_of(probes, max_tokens=1000)[0]
-    return whole, agrees_with_whole(whole, config, FLOAT32, "model x", batch)
+    return whole, agreement(whole, config, FLOAT32, batches_of(probes, max_tokens=1000)[0])
 
 
 def test_states_that_change_between_layers_are_refused(monkeypatch, probes, tiny_model):
-    _, reason = custom(monkeypatch, probes, tiny_model, BetweenLayers)
-    assert reason == "it changes the state between layers 1 and 2"
+    _, reasons = custom(monkeypatch, probes, tiny_model, BetweenLayers)
+    assert reasons == {"it changes the state between layers 1 and 2"}
 
 
 def test_what_layers_hand_on_beside_their_states_is_found_out(monkeypatch, probes, tiny_model):
-    _, reason = custom(monkeypatch, probes, tiny_model, HandedOn)
-    assert reason == "its states after the last layer differ from those of the whole model"
+    _, reasons = custom(monkeypatch, probes, tiny_model, HandedOn)
+    assert reasons == {"its states after the last layer differ from those of the whole model"}
+
+
+def test_what_layers_leave_in_the_model_is_found_out(monkeypatch, probes, tiny_model):
+    _, reasons = custom(monkeypatch, probes, tiny_model, Remembers)
+    assert all("differ from those of the whole" in str(reason) for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("method", "due"),
+    [("embed", "embeddings"), ("layer", "states after layer 1"), ("head", "answers")],
+)
+def test_each_number_is_compared(monkeypatch, probes, tiny_model, method, due):
+    run = getattr(LayeredModel, method)
+
+    def changed(self, *given):
+        for number, found in run(self, *given):
+            if method == "head":
+                yield number, replace(found, answers=found.answers + 1e-6)
+            else:
+                yield number, found + 1e-6
+
+    monkeypatch.setattr(LayeredModel, method, changed)
+    whole, config = whole_of(tiny_model("llama")), config_of(tiny_model("llama"))
+    reasons = agreement(whole, config, FLOAT32, batches_of(probes)[0])
+    assert reasons == {f"its {due} differ from those of the whole model"}
 
 
 def test_layers_may_return_tuples(monkeypatch, probes, tiny_model):
     for layers in (2, 1):
-        whole, reason = custom(
+        whole, reasons = custom(
             monkeypatch, probes, tiny_model, TupleLayers, num_hidden_layers=layers
         )
-        assert reason is None
+        assert reasons == {None}
         assert len(whole.model.layers) == layers
 
 
@@ -442,8 +506,8 @@ def test_layers_may_return_tuples(monkeypatch, probes, tiny_model):
     [(SharedLayers, "not modules of their own"), (TiedTensors, "a layer shares a tensor")],
 )
 def test_layers_that_share_tensors_are_refused(monkeypatch, probes, tiny_model, model_type, due):
-    _, reason = custom(monkeypatch, probes, tiny_model, model_type, tie_word_embeddings=True)
-    assert due in reason
+    _, reasons = custom(monkeypatch, probes, tiny_model, model_type, tie_word_embeddings=True)
+    assert all(due in str(reason) for reason in reasons)
 
 
 def test_a_nan_never_agrees(tiny_model, probes):
@@ -453,7 +517,7 @@ def test_a_nan_never_agrees(tiny_model, probes):
             whole.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
         batch = batches_of(probes)[0]
         config = config_of(tiny_model("llama"))
-        assert "differ" in agrees_with_whole(whole, config, options, "model x", batch)
+        assert all("differ" in str(one) for one in agreement(whole, config, options, batch))
 
 
 def test_tokens_beyond_the_configured_vocabulary_are_no_obstacle_to_building(tiny_model, probes):

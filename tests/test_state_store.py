@@ -615,7 +615,7 @@ def test_switched_off_nothing_is_kept_or_found(copied, tmp_path, seen, own_cache
 
 
 @pytest.mark.slow
-def test_the_outcome_of_a_trial_is_kept(tiny_model, seen):
+def test_the_outcome_of_a_trial_is_kept(tiny_model, seen, monkeypatch):
     loaded, forwards = seen
     models = [ModelReference.parse(str(tiny_model("llama")))]
     kept = open_caches(CacheBlock()).layered
@@ -624,6 +624,19 @@ def test_the_outcome_of_a_trial_is_kept(tiny_model, seen):
     forwards.clear()
     assert LayeredTrial(models, PROBES, OPTIONS, kept).reason() is None
     assert forwards == []
+    # Other weights are computed with alike, another configuration is not, and neither is code that
+    # a model brings.
+    others = [ModelReference.parse(str(tiny_model("llama", 1)))]
+    assert LayeredTrial(others, PROBES, OPTIONS, kept).reason() is None
+    assert forwards == []
+    with monkeypatch.context() as patched:
+        patched.setattr("mergekit_collapse.states.layered_trial.brings_code", lambda _: True)
+        assert LayeredTrial(others, PROBES, OPTIONS, kept).reason() is None
+    assert forwards
+    forwards.clear()
+    deeper = [ModelReference.parse(str(tiny_model("mistral")))]
+    assert LayeredTrial(deeper, PROBES, OPTIONS, kept).reason() is None
+    assert forwards
     two_sided = [ModelReference.parse(str(tiny_model("t5")))]
     for _ in range(2):
         trial = LayeredTrial(two_sided, PROBES, OPTIONS, open_caches(CacheBlock()).layered)

@@ -265,7 +265,7 @@ def test_models_of_one_configuration_are_built_once(tiny_model, variant, probes,
     assert opened[0].model is not opened[2].model
     assert [one.opened.where for one in opened] == [f"model {model}" for model in models]
     # Code of the models' own may differ under one name.
-    monkeypatch.setattr("mergekit_collapse.states.layered_files._own_code", lambda config: True)
+    monkeypatch.setattr("mergekit_collapse.states.layered_files.brings_code", lambda config: True)
     own = [LayeredTrial(references, probes, FLOAT32).look(one) for one in references[:2]]
     assert own[0].model is not own[1].model
     assert not own[0].starts_like(own[1], surely=True)

@@ -90,7 +90,7 @@ def estimated(
     work = sum(flops(one, _together(one, together)) for one in sweeps)
     if tried is not None:
         figures, batch = tried
-        read, work = read + 2 * figures.stored, work + 2 * batch_flops(figures, batch)
+        read, work = read + figures.stored, work + 2 * batch_flops(figures, batch)
     # One sweep's memory is given back before the next.
     found = [_memory(one, kept, _together(one, together), apart=apart) for one in sweeps]
     memory = max((one for one, _ in found), key=lambda m: m.peak, default=Memory(spare=0))

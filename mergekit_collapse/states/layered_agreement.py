@@ -1,5 +1,7 @@
 """Whether running a model layer by layer gives what the whole gives."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +25,8 @@ def agrees_with_whole(
 
     In float32 every state and every log-probability must be the same number. In a lower
     precision ‖layered − whole‖ ≤ ε ‖whole‖ must hold for the states of each layer, ε being
-    the precision's own (bfloat16: 2⁻⁷), as it must for the log-probabilities.
+    the precision's own (bfloat16: 2⁻⁷), as it must for the log-probabilities. Layer by layer,
+    another batch takes turns with it, as in earnest.
 
     Args:
         whole_model: on ``options.device`` in ``options.dtype``.
@@ -37,12 +40,14 @@ def agrees_with_whole(
     """
     try:
         answers = has_language_head(whole_model)
-        layered = LayeredModel(config, options, where, [batch], answers)
+        layered = LayeredModel(config, options, where, _with_another(batch), answers)
         with told_as_evaluation_error(where, _MEND):
             whole = forward(whole_model, batch, range(layered.depth + 1), layered.depth, answers)
-            # A stage at a time, the tensors of other stages are not read.
-            tensors = whole_model.state_dict()
-            return _difference(layered, lambda _: tensors, whole, options)
+            tensors, run = whole_model.state_dict(), _Layered(layered)
+            for stage in range(layered.depth + 2):
+                # The tensors of other stages are not read.
+                run.add(stage, tensors)
+            return run.difference(whole, options)
     except NotLayeredError as error:
         return str(error)
     except EvaluationError as error:
@@ -55,13 +60,15 @@ def agrees_by_stage(
     """The same without a whole model in memory: its own forward pass, with weights as it calls.
 
     Args:
-        layered: made for ``batch`` alone.
-        load: a stage's tensors by the checkpoint's names.
+        layered: of the model, for any batches.
+        load: a stage's tensors by the checkpoint's names; called once for each stage.
     """
     try:
         with told_as_evaluation_error(layered.where, _MEND):
-            whole = whole_outputs(layered, load, batch, answers)
-            return _difference(layered, load, whole, options)
+            layered = layered.afresh(layered.where, _with_another(batch))
+            run = _Layered(layered)
+            whole = whole_outputs(layered, load, batch, answers, run.add)
+            return run.difference(whole, options)
     except EvaluationError as error:
         return _reason(error)
 
@@ -72,32 +79,50 @@ def _reason(error: EvaluationError) -> str:
     return str(error)
 
 
-def _difference(
-    layered: LayeredModel, load: Load, whole: Outputs, options: LoadOptions
-) -> str | None:
-    depth = layered.depth
-    epsilon = 0.0 if options.dtype == torch.float32 else torch.finfo(options.dtype).eps
-    for _, states in layered.embed(load(0)):
-        if not _same(states, whole.hidden[0], epsilon):
-            return "its embeddings differ from those of the whole model"
-    for k in range(1, depth + 1):
-        for _, states in layered.layer(k, load(k)):
-            # The last is compared after the norm, which is where the whole gives it.
-            if k < depth and not _same(states, whole.hidden[k], epsilon):
-                return f"its states after layer {k} differ from those of the whole model"
-    for _, outputs in layered.head(load(depth + 1)):
-        return _end_difference(outputs, whole, epsilon)
-    return "it gives no states"
+def _with_another(batch: Batch) -> list[Batch]:
+    """The batch and one of other tokens: what a layer leaves for the next beside its state would
+    be the other's.
+    """
+    inputs = replace(batch.inputs, ids=batch.inputs.ids.flip(1))
+    return [batch, replace(batch, inputs=inputs)]
 
 
-def _end_difference(outputs: Outputs, whole: Outputs, epsilon: float) -> str | None:
-    if not _same(outputs.hidden[0], whole.hidden[-1], epsilon):
-        return "its states after the last layer differ from those of the whole model"
-    if outputs.answers is None or whole.answers is None:
+class _Layered:
+    """What the first of its batches comes to layer by layer."""
+
+    def __init__(self, layered: LayeredModel) -> None:
+        self._layered = layered
+        self._states: list[torch.Tensor] = []
+
+    def add(self, stage: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Run the next stage."""
+        if stage > self._layered.depth:
+            (_, self._outputs), *_ = self._layered.head(tensors)
+            return
+        given = self._layered.layer(stage, tensors) if stage else self._layered.embed(tensors)
+        (_, states), *_ = given
+        self._states.append(states)
+
+    def difference(self, whole: Outputs, options: LoadOptions) -> str | None:
+        """What differs from the whole's outputs after every layer."""
+        epsilon = 0.0 if options.dtype == torch.float32 else torch.finfo(options.dtype).eps
+        # The last is compared after the norm, which is where the whole gives it.
+        states = [*self._states[:-1], self._outputs.hidden[0]]
+        for layer, (mine, due) in enumerate(zip(states, whole.hidden, strict=True)):
+            if not _same(mine, due, epsilon):
+                return f"its {self._called(layer)} differ from those of the whole model"
+        answers = self._outputs.answers
+        if answers is None or whole.answers is None:
+            return None
+        if not _same(answers, whole.answers, epsilon):
+            return "its answers differ from those of the whole model"
         return None
-    if not _same(outputs.answers, whole.answers, epsilon):
-        return "its answers differ from those of the whole model"
-    return None
+
+    def _called(self, layer: int) -> str:
+        if layer == 0:
+            return "embeddings"
+        place = "the last layer" if layer == self._layered.depth else f"layer {layer}"
+        return f"states after {place}"
 
 
 def _same(layered: torch.Tensor, whole: torch.Tensor, epsilon: float) -> bool:

@@ -54,7 +54,7 @@ class LayeredFiles:
     @property
     def shape(self) -> str:
         """The same for models that one forward pass can run; their weights may differ."""
-        return json.dumps([type(self.model).__name__, _computation(self.config)])
+        return json.dumps([type(self.model).__name__, computation(self.config)])
 
     def adapter(self, path: ModelPath) -> LoraAdapter:
         """An adapter for this model.
@@ -73,7 +73,7 @@ class LayeredFiles:
         """
         if self is other:
             return True
-        if _own_code(self.config):
+        if brings_code(self.config):
             return False
         equal = self.staged.equals if surely else self.staged.may_equal
         return self.shape == other.shape and all(equal(other.staged, k) for k in (0, 1))
@@ -106,7 +106,7 @@ def open_layered_files(
     if getattr(config, "quantization_config", None) is not None:
         raise NotLayeredError("it is quantized")
     files = TensorFiles(model_folder(reference.model, options.cache_dir, options.trust_remote_code))
-    key = None if _own_code(config) else _computation(config)
+    key = None if brings_code(config) else computation(config)
     if key is not None and key in built:
         layered = built[key].afresh(where, [batch])
     else:
@@ -125,12 +125,12 @@ def open_layered_files(
     return LayeredFiles(where, config, options, layered, staged)
 
 
-def _own_code(config: Any) -> bool:
+def brings_code(config: Any) -> bool:
     """Whether the model brings code, which may be other code under the same name."""
     return bool(getattr(config, "auto_map", None))
 
 
-def _computation(config: Any) -> str:
+def computation(config: Any) -> str:
     """What of a configuration decides how a model computes."""
     told = {k: v for k, v in config.to_dict().items() if k not in _TOLD}
     return json.dumps([type(config).__name__, told], sort_keys=True, default=str)

@@ -5,19 +5,26 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from mergekit.common import ModelReference
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
-from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes, digest_of
+from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.states.batching import Batch, make_batches
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.forward import reads_decoder_inputs
 from mergekit_collapse.states.layered import LayeredModel
 from mergekit_collapse.states.layered_agreement import agrees_by_stage, agrees_with_whole
-from mergekit_collapse.states.layered_files import LayeredFiles, open_layered_files
+from mergekit_collapse.states.layered_files import (
+    LayeredFiles,
+    brings_code,
+    computation,
+    open_layered_files,
+)
 from mergekit_collapse.states.loader import LoadOptions, bare, each_model, read_config
 from mergekit_collapse.states.model_identity import conditions, digest, model_identity
+from mergekit_collapse.states.stage_reader import stage_reader
 
 # Of different lengths, so that padding is tried too, and short: whether layers run apart shows on
 # a few tokens, and every token more is computed twice for nothing.
@@ -31,8 +38,9 @@ class LayeredTrial:
     Of an adapter's model its base is tried.
 
     Args:
-        kept: the outcomes of earlier runs. One of any of the models is an outcome for all.
-        full: whether a model is known by all of its weights.
+        kept: the outcomes of earlier runs, which hold for every model of the same configuration.
+            One of any of the models is an outcome for all.
+        full: whether a model that brings code of its own is known by all of its weights.
     """
 
     def __init__(
@@ -62,16 +70,12 @@ class LayeredTrial:
         batch, options = self.batch, self._options
         files = self._looked_at.pop(base, None) or self._open(base)
         if not self._known():
-            self._settle(
-                base,
-                agrees_by_stage(
-                    files.layered([batch], answers=files.head),
-                    files.staged.load,
-                    batch,
-                    files.head,
-                    options,
-                ),
-            )
+            reader, layered = stage_reader(options.device), files.opened
+
+            def load(stage: int) -> dict[str, torch.Tensor]:
+                return reader.load(files.staged, stage, layered.prepared)
+
+            self._settle(base, agrees_by_stage(layered, load, batch, files.head, options))
         if self._reason is not None:
             raise NotLayeredError(self._reason)
         return files
@@ -158,10 +162,12 @@ class LayeredTrial:
     def _key(self, reference: ModelReference) -> str | None:
         if self._kept.files is None:
             return None
+        config = read_config(reference, self._options)
+        if not brings_code(config):
+            # What one set of weights shows is true of all that are computed with alike.
+            return digest("layered", computation(config), conditions(self._options))
         model = model_identity(reference, self._options, full=self._full)
-        if model is None:
-            return None
-        return digest("layered", model, digest_of(self._probes), conditions(self._options))
+        return model and digest("layered", model, conditions(self._options))
 
     def _try(self, reference: ModelReference, model: Any) -> str | None:
         if reads_decoder_inputs(model):

@@ -1,8 +1,8 @@
 """A whole model's own forward pass with one layer's weights in memory: the slow, sure way."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,63 +11,56 @@ from mergekit_collapse.states.batching import Batch
 from mergekit_collapse.states.forward import Outputs, forward
 from mergekit_collapse.states.layered import LayeredModel
 
+Tensors = Mapping[str, torch.Tensor]
 # One stage's tensors by the checkpoint's names.
-Load = Callable[[int], Mapping[str, torch.Tensor]]
+Load = Callable[[int], Tensors]
 
 
-def whole_outputs(layered: LayeredModel, load: Load, batch: Batch, answers: bool) -> Outputs:
+def whole_outputs(
+    layered: LayeredModel,
+    load: Load,
+    batch: Batch,
+    answers: bool,
+    beside: Callable[[int, Tensors], object],
+) -> Outputs:
     """What transformers gives for a batch: the states after every layer, and the answers.
 
     Nothing of the model's own forward pass is taken apart: weights come when a layer is called,
     and go when it returns; those of both ends change places when the last one does.
 
+    Args:
+        beside: called with each stage and what was loaded for it, in their order. It may run
+            ``layered``.
+
     Raises:
         EvaluationError: a tensor is missing or of another shape, or the model fails.
     """
-    depth, model = layered.depth, layered.model
-    named = partial(_named, layered, load)
-    with ExitStack() as stack:
-        ends = stack.enter_context(ExitStack())
-        ends.enter_context(_with_tensors(model, named(0)))
-        for k, layer in enumerate(layered.layers, start=1):
-            stack.enter_context(_loaded_when_called(model, layer, partial(named, k)))
+    # A copy, of no values, since transformers notes down what its layers return meanwhile.
+    model, layers = copy.deepcopy((layered.model, layered.layers))
+    depth, ends, inner = layered.depth, ExitStack(), ExitStack()
 
-        def turn(*_call: Any) -> None:
-            # Both at once may be the embeddings twice.
-            ends.close()
-            ends.enter_context(_with_tensors(model, named(depth + 1)))
+    def take(stage: int, held: ExitStack) -> None:
+        # Both ends at once may be the embeddings twice.
+        held.close()
+        tensors = load(stage)
+        beside(stage, tensors)
+        held.enter_context(_with_tensors(model, layered.named(stage, tensors)))
 
-        stack.callback(layered.layers[-1].register_forward_hook(turn).remove)
+    with ends, inner, ExitStack() as hooks:
+        take(0, ends)
+        for k, layer in enumerate(layers, start=1):
+            before = layer.register_forward_pre_hook(lambda *_call, k=k: take(k, inner))
+            after = layer.register_forward_hook(lambda *_call: inner.close())
+            # Left alone, the copy and they would hold on to one another, and to open files.
+            hooks.callback(before.remove)
+            hooks.callback(after.remove)
+        turn = layers[-1].register_forward_hook(lambda *_call: take(depth + 1, ends))
+        hooks.callback(turn.remove)
         return forward(model, batch, range(depth + 1), depth, answers)
 
 
-def _named(layered: LayeredModel, load: Load, stage: int) -> dict[str, torch.Tensor]:
-    return layered.named(stage, load(stage))
-
-
 @contextmanager
-def _loaded_when_called(
-    model: Any, layer: torch.nn.Module, load: Callable[[], dict[str, torch.Tensor]]
-) -> Iterator[None]:
-    held = ExitStack()
-
-    def before(*_call: Any) -> None:
-        held.enter_context(_with_tensors(model, load()))
-
-    def after(*_call: Any) -> None:
-        held.close()
-
-    handles = layer.register_forward_pre_hook(before), layer.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        held.close()
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _with_tensors(model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def _with_tensors(model: Any, tensors: Tensors) -> Iterator[None]:
     """Tensors in the place of the model's own, by name."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     for name, tensor in tensors.items():
