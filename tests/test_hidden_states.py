@@ -313,12 +313,3 @@ def test_bfloat16_is_near_float32(tiny_model, probes):
     assert states.dtype == "bfloat16"
     error = np.linalg.norm(states.hidden.values[0] - exact.hidden.values[0])
     assert 0 < error < 0.05 * np.linalg.norm(exact.hidden.values[0])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cuda_agrees_with_the_cpu(tiny_model, probes, architecture):
-    gpu = LoadOptions(device="cuda", dtype=torch.float32, progress=False)
-    there = measure([tiny_model(architecture)], probes, options=gpu)
-    here = measure([tiny_model(architecture)], probes)
-    np.testing.assert_allclose(there.hidden.values[0], here.hidden.values[0], rtol=1e-3, atol=1e-3)
