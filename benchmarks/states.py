@@ -1,22 +1,27 @@
 """What it takes to measure experts, against floors, the obvious script and the merge itself.
 
 Models of random weights, of the shape of a 0.5 B model with 152,000 tokens in its vocabulary (or
-smaller ones for --depths), stored in bfloat16. 32 probes of 128 tokens. Every row is a process of
-its own, timed after its imports; memory is its peak beyond what the imports took (Linux).
+of another --shape, or smaller ones for --depths), stored in bfloat16. 32 probes of 128 tokens, or
+others by --probes and --length. Every row is a process of its own, timed after its imports;
+memory is its peak beyond what the imports took (Linux), on a GPU that of the device.
 
-    floors      every weight byte read once; and 2 × parameters in the layers and in the head ×
-                tokens, at the rate of one large matrix product measured here in that precision
-    obvious     for each expert AutoModelForCausalLM.from_pretrained, a forward pass with
-                output_hidden_states=True, the mean over each prompt's tokens
-    whole       this package with every model loaded whole, hidden and predictive space
-    ours        the same as `check` does it: layer by layer, the trial of that included
+    matrix work  2 × parameters in the layers and in the head × tokens, at the rate of one large
+                 matrix product measured here in that precision
+    bytes read   every weight byte once, by as many threads as there are processors
+    bus          every weight byte to the GPU, at the rate of one large copy measured here
+    obvious      for each expert AutoModelForCausalLM.from_pretrained, a forward pass with
+                 output_hidden_states=True, the mean over each prompt's tokens
+    whole        this package with every model loaded whole, hidden and predictive space
+    ours         the same layer by layer, the trial of that included
+    check        the same with the states and the spread of every layer, as `check` asks for
 
     python benchmarks/states.py              three experts, and the merges that they are for
     python benchmarks/states.py --depths     peak memory of 12, 24 and 48 layers
     python benchmarks/states.py --adapters   eight adapters of one base, and eight merged copies
     python benchmarks/states.py --heap       three experts, freed memory kept and given back
 
-`--device cuda` runs the same there, `--rounds` repeats and takes the fastest.
+`--device cuda` runs the same there, `--rounds` repeats and takes the fastest, `--models` keeps the
+three experts in a folder, where the next run finds them.
 """
 
 import argparse
@@ -28,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,12 +45,11 @@ import transformers
 from mergekit.common import ModelReference
 
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states.hidden_states import StateRequest, collect
+from mergekit_collapse.states.hidden_states import StateRequest, collect, default_batch_tokens
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, choose_dtype
 from mergekit_collapse.states.tensor_files import TensorFiles
 
-PROBES, LENGTH = 32, 128
 BIG = {
     "vocab_size": 151_936,
     "hidden_size": 896,
@@ -54,6 +59,18 @@ BIG = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+SHAPES = {
+    "0.5b": BIG,
+    "7b": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}
 SMALL = {
     "vocab_size": 32_000,
     "hidden_size": 512,
@@ -62,70 +79,89 @@ SMALL = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+MODES = ("obvious", "whole", "ours", "check")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
+    parser.add_argument("--probes", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rows", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--merges", nargs="*", default=["linear", "ties"])
+    parser.add_argument("--models", type=Path)
     parser.add_argument("--depths", action="store_true")
     parser.add_argument("--adapters", action="store_true")
     parser.add_argument("--heap", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print(json.dumps(child(given.child[0], given.child[1:], given.device)))
+        print(json.dumps(child(given.child[0], given.child[1:], given)))
         return
     with tempfile.TemporaryDirectory(prefix="states-") as folder:
         work = Path(folder)
         if given.depths:
-            depths(work, given.device)
+            depths(work, given)
         elif given.adapters:
-            adapters(work, given.device, given.rounds)
+            adapters(work, given)
         elif given.heap:
-            heap(work, given.rounds)
+            heap(work, given)
         else:
-            experts(work, given.device, given.rounds)
+            experts(work, given)
 
 
-def experts(work: Path, device: str, rounds: int) -> None:
+def experts(work: Path, given: argparse.Namespace) -> None:
     """Three full models, and what merging them takes."""
-    models = [make_model(work / f"expert{i}", BIG, i) for i in range(3)]
-    floor = matrix_floor(models, device)
-    found = {
-        mode: fastest(mode, models, device, rounds) for mode in ("read", "obvious", "whole", "ours")
-    }
-    print(f"3 experts of 0.5 B, {PROBES * LENGTH} tokens, {describe(device)}")
-    print(f"{'':22}{'seconds':>8}{'× floor':>9}{'MB':>7}")
-    print(f"{'floor: matrix work':22}{floor:8.2f}")
-    for mode, one in found.items():
-        name = "floor: bytes read" if mode == "read" else mode
-        print(f"{name:22}{one['seconds']:8.2f}{one['seconds'] / floor:9.2f}{one['mb']:7.0f}")
+    shape, device = SHAPES[given.shape], given.device
+    models = [(given.models or work) / f"{given.shape}-{i}" for i in range(3)]
+    with ThreadPoolExecutor(len(models) if device != "cpu" else 1) as pool:
+        missing = [model for model in models if not model.exists()]
+        list(pool.map(lambda model: run("make", [model], given), missing))
+    work_flops, rate = flops(models, shape, given), matrix_rate(device)
+    floors = {"matrix work": work_flops / rate, "bytes read": read(models)}
+    if device != "cpu":
+        floors["bus"] = sum(map(stored, models)) / bus_rate(device)
+    print(f"3 experts of {given.shape}, {tokens(given)} tokens, {describe(device)}")
+    print(
+        f"{rate / 1e12:.3g} TFLOP/s in one large product, {sum(map(stored, models)) / 1e9:.1f} GB"
+    )
+    print(f"{'':22}{'seconds':>8}{'× floor':>9}{'of peak':>9}{'MB':>7}")
+    for name, seconds in floors.items():
+        print(f"{'floor: ' + name:22}{seconds:8.2f}")
+    floor, found = max(floors.values()), {}
+    for mode in given.rows:
+        one = found[mode] = fastest(mode, models, given)
+        share = work_flops / rate / one["seconds"]
+        told = f"{one['seconds']:8.2f}{one['seconds'] / floor:9.2f}{share:9.1%}{one['mb']:7.0f}"
+        print(f"{mode:22}{told}", flush=True)
+    if not {"ours", "obvious"} <= found.keys():
+        return
     ours = found["ours"]["seconds"]
     print(f"ours / obvious        {ours / found['obvious']['seconds']:8.2f}")
-    allowed = memory_allowed(models[0], BIG, device)
+    allowed = memory_allowed(models[0], shape, given)
     print(f"embeddings + 2 layers + activations + 300 MB: {allowed:.0f} MB")
-    for method in ("linear", "ties"):
-        seconds = merge(work, models, method)
+    for method in given.merges:
+        seconds = merge(work, models, method, device)
         print(f"merge, {method:15}{seconds:8.2f}   gate and merge / merge {1 + ours / seconds:.2f}")
 
 
-def depths(work: Path, device: str) -> None:
+def depths(work: Path, given: argparse.Namespace) -> None:
     """Peak memory by the number of layers."""
-    print(f"one expert of width 512, {PROBES * LENGTH} tokens, {describe(device)}")
+    print(f"one expert of width 512, {tokens(given)} tokens, {describe(given.device)}")
     print(f"{'layers':>8}{'MB stored':>11}{'MB whole':>10}{'MB ours':>9}{'MB allowed':>12}")
     for count in (12, 24, 48):
         shape = {**SMALL, "num_hidden_layers": count}
-        model = make_model(work / f"deep{count}", shape, 0)
-        stored = sum(f.stat().st_size for f in model.glob("*.safetensors")) / 1e6
-        whole, ours = (run(mode, [model], device)["mb"] for mode in ("whole", "ours"))
-        allowed = memory_allowed(model, shape, device)
-        print(f"{count:8}{stored:11.0f}{whole:10.0f}{ours:9.0f}{allowed:12.0f}")
+        model = make_model(work / f"deep{count}", shape, 0, given.device)
+        whole, ours = (run(mode, [model], given)["mb"] for mode in ("whole", "ours"))
+        allowed = memory_allowed(model, shape, given)
+        print(f"{count:8}{stored(model) / 1e6:11.0f}{whole:10.0f}{ours:9.0f}{allowed:12.0f}")
 
 
-def adapters(work: Path, device: str, rounds: int) -> None:
+def adapters(work: Path, given: argparse.Namespace) -> None:
     """Eight LoRA experts on one base, and the same merged into eight copies."""
-    base = make_model(work / "base", BIG, 0)
+    base = make_model(work / "base", SHAPES[given.shape], 0, given.device)
     names, copies = [], []
     for i in range(8):
         model = transformers.AutoModelForCausalLM.from_pretrained(base)
@@ -139,14 +175,14 @@ def adapters(work: Path, device: str, rounds: int) -> None:
         names.append(f"{base}+{work / f'adapter{i}'}")
         tuned.merge_and_unload().save_pretrained(work / f"copy{i}")
         copies.append(work / f"copy{i}")
-    print(f"8 LoRA of rank 16 on 0.5 B, {PROBES * LENGTH} tokens, {describe(device)}")
+    print(f"8 LoRA of rank 16 on {given.shape}, {tokens(given)} tokens, {describe(given.device)}")
     print(f"{'':34}{'seconds':>8}{'MB':>7}")
     rows = [
         ("eight merged copies, obvious", "obvious", copies),
         ("eight merged copies, ours", "ours", copies),
         ("eight adapters, ours", "ours", names),
     ]
-    found = [(name, fastest(mode, models, device, rounds)) for name, mode, models in rows]
+    found = [(name, fastest(mode, models, given)) for name, mode, models in rows]
     for name, one in found:
         print(f"{name:34}{one['seconds']:8.2f}{one['mb']:7.0f}")
     ours = found[-1][1]["seconds"]
@@ -154,43 +190,58 @@ def adapters(work: Path, device: str, rounds: int) -> None:
         print(f"adapters, ours / {name:32}{ours / one['seconds']:6.2f}")
 
 
-def heap(work: Path, rounds: int) -> None:
+def heap(work: Path, given: argparse.Namespace) -> None:
     """The same run where the C library keeps what is freed, and where it is left as it is."""
-    models = [make_model(work / f"expert{i}", BIG, i) for i in range(3)]
+    models = [make_model(work / f"expert{i}", BIG, i, "cpu") for i in range(3)]
     # A setting of the user's own, here the default one, has the package leave all of them alone.
     settings = {"kept": {}, "given back": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}}
     print(f"{'freed memory':14}{'seconds':>8}{'in the system':>15}{'page faults':>13}{'MB':>6}")
-    for _ in range(rounds):
+    for _ in range(given.rounds):
         for name, setting in settings.items():
-            one = run("ours", models, "cpu", setting)
+            one = run("ours", models, given, setting)
             told = f"{one['seconds']:8.1f}{one['system']:15.1f}{one['faults'] / 1e6:11.2f} M"
             print(f"{name:14}{told}{one['mb']:6.0f}", flush=True)
 
 
-def make_model(folder: Path, shape: dict[str, Any], seed: int) -> Path:
+def make_model(folder: Path, shape: dict[str, Any], seed: int, device: str = "cpu") -> Path:
     """A Llama of random weights."""
-    torch.manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     config = transformers.LlamaConfig(**shape, max_position_embeddings=2048, dtype="bfloat16")
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
-    model = model.to_empty(device="cpu").to(torch.bfloat16)
+    model = model.to(torch.bfloat16).to_empty(device=device)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else parameter.data.fill_(
-            1
-        )
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+        else:
+            torch.nn.init.ones_(parameter)
     model.tie_weights()
     model.save_pretrained(folder)
     return folder
 
 
-def fastest(mode: str, models: list[Any], device: str, rounds: int) -> dict[str, float]:
-    return min((run(mode, models, device) for _ in range(rounds)), key=lambda one: one["seconds"])
+def stored(model: Path) -> int:
+    """Bytes of the weights."""
+    return sum(file.stat().st_size for file in model.glob("*.safetensors"))
+
+
+def tokens(given: argparse.Namespace) -> int:
+    return int(given.probes * given.length)
+
+
+def fastest(mode: str, models: list[Any], given: argparse.Namespace) -> dict[str, float]:
+    return min((run(mode, models, given) for _ in range(given.rounds)), key=lambda r: r["seconds"])
 
 
 def run(
-    mode: str, models: list[Any], device: str, environment: Mapping[str, str] = MappingProxyType({})
+    mode: str,
+    models: list[Any],
+    given: argparse.Namespace,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, float]:
-    command = [sys.executable, __file__, "--device", device, "--child", mode, *map(str, models)]
+    options = ("device", "shape", "probes", "length")
+    told = [f"--{name}={getattr(given, name)}" for name in options]
+    command = [sys.executable, __file__, *told, "--child", mode, *map(str, models)]
     own = {**os.environ, **environment}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
@@ -199,25 +250,24 @@ def run(
     return found
 
 
-def child(mode: str, models: list[str], device: str) -> dict[str, float]:
+def child(mode: str, models: list[str], given: argparse.Namespace) -> dict[str, float]:
     """Run one row in this process; seconds, and MB beyond the imports."""
-    ids = torch.randint(3, 30_000, (PROBES, LENGTH), generator=torch.Generator().manual_seed(0))
+    device, size = given.device, (given.probes, given.length)
+    ids = torch.randint(3, 30_000, size, generator=torch.Generator().manual_seed(0))
     if device != "cpu":
         # The device is made ready once, like an import.
         torch.ones(8, 8, device=device).matmul(torch.ones(8, 8, device=device)).sum().item()
     forget_peak()
     before, start = peak_mb(device), time.perf_counter()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    if mode == "read":
+    if mode == "make":
         for model in models:
-            files = TensorFiles(Path(model))
-            for name in files.names:
-                files.read(name)
+            make_model(Path(model), SHAPES[given.shape], int(model[-1]), device)
     elif mode == "obvious":
         for model in models:
             obvious(model, ids, device)
     else:
-        measure(models, ids, device, layered=mode == "ours")
+        measure(models, ids, device, mode)
     if device != "cpu":
         torch.cuda.synchronize()
     seconds, now = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
@@ -229,23 +279,45 @@ def child(mode: str, models: list[str], device: str) -> dict[str, float]:
     }
 
 
+def read(models: list[Path]) -> float:
+    """Seconds of reading every byte into memory that is used again."""
+    threads, piece = os.cpu_count() or 1, 2**24
+
+    def part(place: tuple[Path, int]) -> None:
+        with place[0].open("rb", buffering=0) as file:
+            file.seek(place[1])
+            file.readinto(memoryview(buffer)[:piece])
+
+    buffer = bytearray(piece)  # written to by all threads, since nobody reads it
+    files = [file for model in models for file in model.glob("*.safetensors")]
+    places = [(file, at) for file in files for at in range(0, file.stat().st_size, piece)]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, places))
+    return time.perf_counter() - start
+
+
 @torch.no_grad()
 def obvious(folder: str, ids: torch.Tensor, device: str) -> np.ndarray:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).to(device)
-    states = model(ids.to(device), output_hidden_states=True).hidden_states[-1]
-    pooled: np.ndarray = states.float().mean(dim=1).cpu().numpy()
-    return pooled
+    # All at once, unless that is more than a GPU is given at a time.
+    step = len(ids) if device == "cpu" else max(1, default_batch_tokens(device) // ids.shape[1])
+    pooled = []
+    for part in ids.split(step):
+        states = model(part.to(device), output_hidden_states=True).hidden_states[-1]
+        pooled.append(states.float().mean(dim=1).cpu().numpy())
+    return np.concatenate(pooled)
 
 
-def measure(models: list[str], ids: torch.Tensor, device: str, *, layered: bool) -> None:
+def measure(models: list[str], ids: torch.Tensor, device: str, mode: str) -> None:
     references = [ModelReference.parse(model) for model in models]
     rows = tuple(TokenizedProbe(tuple(row), ()) for row in ids.tolist())
     probes = TokenizedProbes(rows, np.zeros(len(rows), dtype=np.int64), "")
     options = LoadOptions(device=device, dtype=choose_dtype(device), progress=False)
-    trial = LayeredTrial(references, probes, options) if layered else None
-    request = StateRequest(True, "last", "mean")
+    trial = None if mode == "whole" else LayeredTrial(references, probes, options)
+    request = StateRequest(True, "last", "mean", profile=mode == "check")
     states = collect(references, models, len(models), probes, request, options, trial=trial)
-    assert states.engine == ("layer by layer" if layered else "whole-model"), states.engine
+    assert states.engine == ("layer by layer" if trial else "whole-model"), states.engine
 
 
 def forget_peak() -> None:
@@ -260,39 +332,56 @@ def peak_mb(device: str) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
-def memory_allowed(model: Path, shape: dict[str, Any], device: str) -> float:
+def memory_allowed(model: Path, shape: dict[str, Any], given: argparse.Namespace) -> float:
     """Embeddings, two layers, the activations of one layer, and 300 MB."""
     files = TensorFiles(model)
-    width = choose_dtype(device).itemsize / torch.bfloat16.itemsize
+    width = choose_dtype(given.device).itemsize / torch.bfloat16.itemsize
     layer = sum(files.nbytes(n) for n in files.names if ".layers.0." in n)
     embeddings = sum(files.nbytes(n) for n in files.names if "embed" in n)
-    # The widest of a layer: gate, up and their product, of one batch of all probes.
-    tokens = PROBES * LENGTH
-    activations = tokens * (3 * shape["intermediate_size"] + 4 * shape["hidden_size"]) * 2
+    # The widest of a layer: gate, up and their product, of one batch of all probes, or of as many
+    # as a GPU is given at a time; and the states of all.
+    at_once = tokens(given)
+    if given.device != "cpu":
+        at_once = min(at_once, default_batch_tokens(given.device))
+    activations = at_once * (3 * shape["intermediate_size"] + 4 * shape["hidden_size"]) * 2
+    activations += (tokens(given) - at_once) * shape["hidden_size"] * 2
     return float(width * (embeddings + 2 * layer + activations)) / 1e6 + 300
 
 
-def matrix_floor(models: list[Path], device: str) -> float:
+def flops(models: list[Path], shape: dict[str, Any], given: argparse.Namespace) -> float:
     files = TensorFiles(models[0])
     layers = sum(files.nbytes(n) for n in files.names if ".layers." in n) / 2
-    head = BIG["vocab_size"] * BIG["hidden_size"]
+    head = shape["vocab_size"] * shape["hidden_size"]
     # The head is read at one position of each probe.
-    flops = 2 * len(models) * (layers * PROBES * LENGTH + head * PROBES)
-    return float(flops / matrix_rate(device))
+    return float(2 * len(models) * (layers * tokens(given) + head * given.probes))
 
 
 def matrix_rate(device: str) -> float:
     """FLOP/s of one large matrix product in the precision that is measured in."""
-    a = torch.randn(4096, 4096, device=device).to(choose_dtype(device))
+    size = 4096 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(choose_dtype(device))
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        (a @ a).sum().item()
+        (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
-    return 2 * 4096**3 / best
+    return 2 * size**3 / best
 
 
-def merge(work: Path, models: list[Path], method: str) -> float:
+def bus_rate(device: str) -> float:
+    """Bytes per second of one large copy to the device."""
+    here = torch.zeros(2**28, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty_like(here, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        there.copy_(here)
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return here.nbytes / best
+
+
+def merge(work: Path, models: list[Path], method: str, device: str) -> float:
     """Seconds of the stock command."""
     rows = "".join(f"  - model: {m}\n    parameters: {{weight: 1, density: 0.5}}\n" for m in models)
     base = f"base_model: {models[0]}\n" if method == "ties" else ""
@@ -300,13 +389,11 @@ def merge(work: Path, models: list[Path], method: str) -> float:
     if method == "ties":
         rows = rows[rows.index("  - model", 5) :]
     recipe.write_text(f"merge_method: {method}\nmodels:\n{rows}{base}dtype: bfloat16\n")
-    command = [
-        str(Path(sys.executable).with_name("mergekit-yaml")),
-        str(recipe),
-        str(work / method),
-    ]
+    program = str(Path(sys.executable).with_name("mergekit-yaml"))
+    command = [program, str(recipe), str(work / method), "--quiet"]
+    command += [] if device == "cpu" else ["--cuda"]
     start = time.perf_counter()
-    subprocess.run([*command, "--quiet"], check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
