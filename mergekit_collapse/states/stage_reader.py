@@ -144,4 +144,6 @@ def _pieces(tensors: Tensors, size: int) -> Iterator[tuple[str, int, torch.Tenso
 
 
 def _threads() -> int:
-    return min(PINNED // PIECE, os.cpu_count() or 1)
+    # A process may be allowed some of the processors only.
+    allowed = getattr(os, "sched_getaffinity", lambda _process: range(os.cpu_count() or 1))
+    return min(PINNED // PIECE, len(allowed(0)))
