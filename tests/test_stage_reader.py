@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def filled(files, names, *, threads, size, copy=torch.Tensor.copy_):
         if tensor.numel():
             tensor.view(-1).view(torch.uint8).fill_(0xAA)  # what nobody writes to is seen
     buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(threads)]
-    fill(files, found, buffers, copy)
+    with ThreadPoolExecutor(threads) as pool:
+        fill(files, found, buffers, copy, pool)
     return found
 
 
@@ -72,7 +74,7 @@ def test_a_buffer_is_one_threads_at_a_time(files, tensors):
 
 
 def test_an_error_ends_it(files, tensors, tmp_path):
-    copied = []
+    copied, before = [], threading.active_count()
 
     def copy(target, piece):
         copied.append(len(piece))
@@ -81,7 +83,29 @@ def test_an_error_ends_it(files, tensors, tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         filled(files, tensors, threads=2, size=1, copy=copy)
     assert len(copied) < 100
+    assert threading.active_count() == before
     path = tmp_path / "model.safetensors"
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(EvaluationError, match=r"model\.safetensors: was (cut short|written to)"):
         filled(files, tensors, threads=2, size=64)
+
+
+def test_nothing_runs_any_more_after_an_error(files, tensors):
+    busy, ended = threading.Event(), []
+
+    def copy(_target, piece):
+        if busy.is_set():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        busy.set()
+        threading.Event().wait(0.05)
+        ended.append(len(piece))
+
+    buffers = [torch.empty(64, dtype=torch.uint8) for _ in range(2)]
+    found = {name: files.empty(name, torch.device("cpu")) for name in tensors}
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(torch.OutOfMemoryError):
+            fill(files, found, buffers, copy, pool)
+        # The other thread was waited for, and the pool is good for more.
+        assert ended
+        fill(files, found, buffers, torch.Tensor.copy_, pool)
+    assert torch.equal(found["float16"], tensors["float16"])

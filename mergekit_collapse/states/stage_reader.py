@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
@@ -66,6 +66,14 @@ class CudaReader:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no type for it
         self._users = torch.cuda.current_stream(device)
+        with torch.cuda.device(device):
+            self._buffers = [
+                torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(_threads())
+            ]
+        # Its threads end when nothing holds it any more.
+        self._pool = ThreadPoolExecutor(
+            len(self._buffers), thread_name_prefix="mergekit-collapse-files"
+        )
 
     def load(
         self, files: StagedFiles, stage: int, prepare: Prepare = dict
@@ -73,11 +81,7 @@ class CudaReader:
         # Other threads may not write to what is made in inference mode.
         with torch.inference_mode(False), torch.cuda.stream(self._stream):
             there = {name: files.files.empty(name, self._device) for name in files.stages[stage]}
-            # torch keeps pinned memory that is let go of, and hands it out again.
-            buffers = [
-                torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(_threads())
-            ]
-            fill(files.files, there, buffers, self._copy)
+            fill(files.files, there, self._buffers, self._copy, self._pool)
             require_finite(files.where, there.items())
             prepared = prepare(there)
         self._stream.synchronize()
@@ -99,15 +103,16 @@ def fill(
     tensors: Tensors,
     buffers: Sequence[torch.Tensor],
     copy: Callable[[torch.Tensor, torch.Tensor], object],
+    pool: Executor,
 ) -> None:
     """Fill tensors with what is stored under their names, a piece at a time.
 
     Args:
         tensors: contiguous, of the stored shapes and precisions.
-        buffers: bytes in the processor's memory, all of one size, each used by one thread at a
-            time; there are as many threads.
-        copy: puts what lies in the second, or in a part of a buffer, into the first, and returns
-            when it is there.
+        buffers: bytes in the processor's memory, all of one size, at least one for each thread of
+            the pool; each is used by one at a time.
+        copy: puts a part of a buffer into its first argument, and returns when it is there.
+        pool: its threads. Nothing of this runs there any more when this returns or raises.
 
     Raises:
         EvaluationError: a file cannot be read.
@@ -124,14 +129,14 @@ def fill(
         finally:
             free.put(buffer)
 
-    with ThreadPoolExecutor(len(buffers), thread_name_prefix="mergekit-collapse-files") as pool:
-        running = [pool.submit(move, *piece) for piece in _pieces(tensors, len(buffers[0]))]
-        try:
-            for one in running:
-                one.result()
-        finally:
-            for one in running:
-                one.cancel()
+    running = [pool.submit(move, *piece) for piece in _pieces(tensors, len(buffers[0]))]
+    try:
+        for one in running:
+            one.result()
+    finally:
+        for one in running:
+            one.cancel()
+        wait(running)
 
 
 def _pieces(tensors: Tensors, size: int) -> Iterator[tuple[str, int, torch.Tensor]]:

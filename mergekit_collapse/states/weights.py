@@ -17,12 +17,12 @@ def require_finite(where: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> N
     Raises:
         EvaluationError: names the tensor.
     """
-    for name, tensor in tensors:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        # aminmax hands NaN on and, unlike isfinite, needs no second tensor of the same size.
-        low, high = torch.aminmax(tensor)
-        if not (low.isfinite() and high.isfinite()):
+    numbers = ((n, t) for n, t in tensors if t.is_floating_point() and t.numel())
+    # aminmax hands NaN on and, unlike isfinite, needs no second tensor of the same size.
+    ends = [(name, torch.aminmax(tensor)) for name, tensor in numbers]
+    # A GPU is asked for all of them before any answer is waited for.
+    for name, finite in [(name, low.isfinite() & high.isfinite()) for name, (low, high) in ends]:
+        if not finite:
             raise EvaluationError(
                 f"{where}: NaN or infinite values in the weights {name}; the checkpoint is"
                 " broken (diverged training or a failed save), use another one"
