@@ -42,7 +42,16 @@ class TensorStages:
         self._embeddings = {n for n in self._same if self._tensors[n] is table} & early
         head = model.get_output_embeddings()
         used = {id(p) for p in head.parameters()} if head is not None else set()
-        self._shared = {n for n, t in self._tensors.items() if n in early and id(t) in used}
+        shared = {n for n, t in self._tensors.items() if n in early and id(t) in used}
+        both = (0, depth + 1)
+        self._needed_in = {n: both if n in shared else (k,) for n, k in self._stages.items()}
+        # Of tensors that are the same, one may be given.
+        self._expected: list[list[str]] = [[] for _ in range(depth + 2)]
+        for name, stage in self._stages.items():
+            self._expected[stage].append(name)
+            # The embeddings that a head shares go by its own name there, if it has one.
+            if name in shared and all(self._stages[n] <= depth for n in self._same[name]):
+                self._expected[depth + 1].append(name)
         patterns = list(getattr(model, "_keys_to_ignore_on_load_missing", None) or [])
         # As in the loader: no hidden state goes through BERT's pooler.
         self._optional = re.compile("|".join([r"(^|\.)pooler\.", *patterns]))
@@ -62,10 +71,7 @@ class TensorStages:
     def stages_of(self, name: str) -> tuple[int, ...]:
         """The stages that need a tensor: none, one, or both ends for what the head shares."""
         place = self.place(name)
-        return () if place is None else self._needed_in(place)
-
-    def _needed_in(self, place: str) -> tuple[int, ...]:
-        return (0, self._depth + 1) if place in self._shared else (self._stages[place],)
+        return () if place is None else self._needed_in[place]
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Tensors that neither are given nor tied to one that is, sorted."""
@@ -82,19 +88,6 @@ class TensorStages:
         rows = (tensors[n].shape[0] for n in tensors if self.place(n) in self._embeddings)
         return next(rows, None)
 
-    def expected(self, stage: int) -> dict[str, torch.Tensor]:
-        """The skeleton's tensors of one stage; of those that are the same, one may be given."""
-        return {
-            name: tensor
-            for name, tensor in self._tensors.items()
-            # The embeddings that a head shares go by its own name there, if it has one.
-            if self._stages[name] == stage
-            or (stage in self._needed_in(name) and not self._late(self._same[name]))
-        }
-
-    def _late(self, names: Iterable[str]) -> bool:
-        return any(self._stages[name] == self._depth + 1 for name in names)
-
     def pick(
         self, stage: int, tensors: Mapping[str, torch.Tensor], where: str
     ) -> dict[str, torch.Tensor]:
@@ -106,7 +99,7 @@ class TensorStages:
         found: dict[str, torch.Tensor] = {}
         for name in tensors:
             place = self.place(name)
-            if place is None or stage not in self._needed_in(place):
+            if place is None or stage not in self._needed_in[place]:
                 continue
             if place in found:
                 raise EvaluationError(f"{where}: the tensor {place} is there under two names")
@@ -119,7 +112,7 @@ class TensorStages:
                 )
         picked: dict[str, torch.Tensor] = {}
         lacking: list[str] = []
-        for name in self.expected(stage):
+        for name in self._expected[stage]:
             mate = next((n for n in (name, *self._same[name]) if n in found), None)
             if mate is not None:
                 picked[name] = found[mate]
