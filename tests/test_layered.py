@@ -492,6 +492,23 @@ def test_each_number_is_compared(monkeypatch, probes, tiny_model, method, due):
     assert reasons == {f"its {due} differ from those of the whole model"}
 
 
+def test_weights_that_cannot_be_read_leave_the_model_as_it_was(probes, tiny_model):
+    whole, batch = whole_of(tiny_model("llama")), batches_of(probes)[0]
+    layered = LayeredModel(config_of(tiny_model("llama")), FLOAT32, "model x", [batch], True)
+    for broken in range(layered.depth + 2):
+
+        def load(stage, broken=broken):
+            if stage == broken:
+                raise EvaluationError("unreadable") from OSError(5, "EIO")
+            return whole.state_dict()
+
+        with pytest.raises(EvaluationError, match="unreadable"):
+            agrees_by_stage(layered, load, batch, True, FLOAT32)
+        assert all(parameter.is_meta for parameter in layered.model.parameters())
+    reason = agrees_by_stage(layered, lambda _: whole.state_dict(), batch, True, FLOAT32)
+    assert reason is None
+
+
 def test_layers_may_return_tuples(monkeypatch, probes, tiny_model):
     for layers in (2, 1):
         whole, reasons = custom(
