@@ -101,7 +101,7 @@ def row(
     layers = figures.depth + 1
     kept = kept_arrays(widths, rows, PROBES, 1, models=count, profiled=layers)
     together = min(share, most_together(PROBES * LENGTH, figures.hidden, figures.itemsize))
-    one = estimated(sweeps, kept, together=together, batch_tokens=GPU_TOKENS, apart=True)
+    one = estimated(sweeps, kept, together=together, batch_tokens=GPU_TOKENS, device="cuda")
     assert one.host is not None
     assert one.memory.peak < MEMORY, name
     read, work = one.bytes_read * gpus, one.flops * gpus

@@ -29,6 +29,7 @@ from mergekit_collapse.states.figures import (
 from mergekit_collapse.states.hidden_states import LAYERED, StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions, each_model
+from mergekit_collapse.states.peak_memory import PINNED
 from mergekit_collapse.states.tensor_files import TensorFiles
 from mergekit_collapse.states.workload import flops
 
@@ -112,11 +113,27 @@ def test_memory_holds_two_layers_and_one_end():
     # Distances come when the weights are gone.
     assert found.peak == 70 + found.spare + found.arrays + 10**9
     tried = estimated(
-        [sweep(Runner(0))], kept, together=1, batch_tokens=9, tried=(FIGURES, BatchSize(1, 2, 1))
+        [sweep(Runner(0))],
+        kept,
+        together=1,
+        batch_tokens=9,
+        tried=[(FIGURES, [BatchSize(1, 2, 1), BatchSize(1, 3, 1)])],
     )
     # A whole pass reads its ends one after the other, too.
     assert tried.memory.embeddings == 3300
     assert tried.bytes_read == 2 * 2300
+
+
+def test_what_passes_through_the_processor_on_the_way_to_a_device():
+    kept, adapted = KeptArrays((), 0, 0, 3, 0, 0), sweep(Runner(0), Runner(0, frozenset({1}), 77))
+    host = {
+        device: estimated([adapted], kept, together=2, batch_tokens=9, device=device).host
+        for device in ("cpu", "cuda", "mps")
+    }
+    assert host["cpu"] is None
+    assert host["cuda"].layers == PINNED + 77
+    # Read whole, the next one while this one is handed over.
+    assert host["mps"].layers == 2 * max(stage.stored for stage in FIGURES.stages) + 77
 
 
 def test_nothing_is_expected_of_models_that_are_not_run():
@@ -155,9 +172,10 @@ def test_flops_are_those_that_torch_counts(tiny_model, architecture):
         counted = counter.get_total_flops()
         if not found.whole:
             trial = LayeredTrial([reference], PROBES, FLOAT32)
+            trial.look(reference).model.set_attn_implementation("eager")
             with FlopCounterMode(display=False) as counter:
-                forward.forward(model, trial.batch, range(depth + 1), depth, answers)
-            counted += 2 * counter.get_total_flops()
+                trial.open(reference)
+            counted += counter.get_total_flops()
 
     each_model([reference], FLOAT32, visit)
     assert found.flops == pytest.approx(counted, rel=0.03)

@@ -33,6 +33,7 @@ from mergekit_collapse.recipe.schema import CacheBlock
 from mergekit_collapse.report import terminal
 from mergekit_collapse.states import loader, streaming
 from mergekit_collapse.states import model_identity as identity
+from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.hidden_states import StateRequest, collect
 from mergekit_collapse.states.layered_trial import LayeredTrial
 from mergekit_collapse.states.loader import LoadOptions
@@ -615,7 +616,7 @@ def test_switched_off_nothing_is_kept_or_found(copied, tmp_path, seen, own_cache
 
 
 @pytest.mark.slow
-def test_the_outcome_of_a_trial_is_kept(tiny_model, seen, monkeypatch):
+def test_the_outcome_of_a_trial_is_kept(tiny_model, seen, tmp_path, monkeypatch):
     loaded, forwards = seen
     models = [ModelReference.parse(str(tiny_model("llama")))]
     kept = open_caches(CacheBlock()).layered
@@ -634,8 +635,12 @@ def test_the_outcome_of_a_trial_is_kept(tiny_model, seen, monkeypatch):
         assert LayeredTrial(others, PROBES, OPTIONS, kept).reason() is None
     assert forwards
     forwards.clear()
-    deeper = [ModelReference.parse(str(tiny_model("mistral")))]
-    assert LayeredTrial(deeper, PROBES, OPTIONS, kept).reason() is None
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["rms_norm_eps"] = 1e-3
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    changed = [ModelReference.parse(str(folder))]
+    assert LayeredTrial(changed, PROBES, OPTIONS, kept).reason() is None
     assert forwards
     two_sided = [ModelReference.parse(str(tiny_model("t5")))]
     for _ in range(2):
@@ -667,6 +672,33 @@ def test_what_says_nothing_of_the_model_is_no_outcome_of_a_trial(
         loader.each_model(models, OPTIONS, trial.visit)
         assert told in trial.reason()
     assert LayeredTrial(models, PROBES, OPTIONS, open_caches(CacheBlock()).layered).reason() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["NaN", "infinite states", "another shape"])
+def test_a_broken_model_is_no_outcome_for_those_like_it(tiny_model, tmp_path, fault):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    if fault == "another shape":
+        weights[name] = weights[name][:-1].clone()
+    else:
+        weights["model.layers.0.mlp.up_proj.weight"] *= 1e25
+        weights[name][:] = float("nan") if fault == "NaN" else 3e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    kept = open_caches(CacheBlock()).layered
+    broken, sound = (ModelReference.parse(str(f)) for f in (folder, tiny_model("llama")))
+    trial = LayeredTrial([broken], PROBES, OPTIONS, kept)
+    told = {"NaN": "NaN", "infinite states": "are NaN or infinite", "another shape": "the shape"}
+    with pytest.raises(NotLayeredError, match=told[fault]):
+        trial.open(broken)
+    assert LayeredTrial([sound], PROBES, OPTIONS, kept).reason() is None
+    # Nor is one that is kept, for another architecture.
+    other = ModelReference.parse(str(tiny_model("qwen2")))
+    both = LayeredTrial([sound, other], PROBES, OPTIONS, kept)
+    assert both.due([sound, other, sound]) == [other]
+    both.settle([sound, other])
+    assert both.due([sound, other]) == []
 
 
 _CHECK = """

@@ -154,7 +154,7 @@ def calls(monkeypatch):
         return run(call, layer, tensors, hidden)
 
     monkeypatch.setattr(LayerCall, "run", counting)
-    monkeypatch.setattr(streaming.LayeredTrial, "_known", lambda self: True)
+    monkeypatch.setattr(streaming.LayeredTrial, "_known", lambda self, reference: True)
     return counted
 
 
@@ -286,7 +286,7 @@ def test_a_base_is_read_once_for_all_its_adapters(tiny_model, probes, tmp_path, 
     monkeypatch.setattr(
         StagedFiles, "load", lambda self, stage: loaded.append(stage) or load(self, stage)
     )
-    monkeypatch.setattr(LayeredTrial, "_known", lambda self: True)
+    monkeypatch.setattr(LayeredTrial, "_known", lambda self, reference: True)
     states_of([f"{base}+{adapter}" for adapter in adapters], probes)
     assert loaded == [0, 1, 2, 3]
 

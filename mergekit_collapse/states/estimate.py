@@ -9,7 +9,7 @@ from mergekit_collapse.states.figures import BatchSize, KeptArrays, ModelFigures
 from mergekit_collapse.states.peak_memory import (
     Memory,
     arrays_memory,
-    pinned_memory,
+    passing_memory,
     running_memory,
 )
 from mergekit_collapse.states.workload import batch_flops, bytes_read, flops
@@ -73,26 +73,27 @@ def estimated(
     *,
     together: int,
     batch_tokens: int,
-    tried: tuple[ModelFigures, BatchSize] | None = None,
+    tried: Sequence[tuple[ModelFigures, Sequence[BatchSize]]] = (),
     process: int = 0,
-    apart: bool = False,
+    device: str = "cpu",
     whole: tuple[tuple[str, str], ...] = (),
 ) -> Estimate:
     """Of sweeps that run one after another.
 
     Args:
         together: how many models of a sweep run at a time.
-        tried: a model that is first run on a small batch, whole and by its layers.
+        tried: models that are first run by their layers on small batches, and on the first of
+            them whole besides.
         process: memory that is taken already.
-        apart: whether the forward passes are on another device than the results.
+        device: the kind that the forward passes are on; results are on the processor.
     """
     read = sum(bytes_read(one, _together(one, together, loads=True)) for one in sweeps)
     work = sum(flops(one, _together(one, together)) for one in sweeps)
-    if tried is not None:
-        figures, batch = tried
-        read, work = read + figures.stored, work + 2 * batch_flops(figures, batch)
+    for figures, batches in tried:
+        read += figures.stored
+        work += sum(batch_flops(figures, batch) for batch in (batches[0], *batches))
     # One sweep's memory is given back before the next.
-    found = [_memory(one, kept, _together(one, together), apart=apart) for one in sweeps]
+    found = [_memory(one, kept, _together(one, together), device) for one in sweeps]
     memory = max((one for one, _ in found), key=lambda m: m.peak, default=Memory(spare=0))
     host = max((two for _, two in found if two is not None), key=lambda m: m.peak, default=None)
     if host is None:
@@ -131,11 +132,11 @@ def _together(sweep: SweepFigures, together: int, *, loads: bool = False) -> int
 
 
 def _memory(
-    sweep: SweepFigures, kept: KeptArrays, together: int, *, apart: bool
+    sweep: SweepFigures, kept: KeptArrays, together: int, device: str
 ) -> tuple[Memory, Memory | None]:
     running = running_memory(sweep, together)
     arrays = arrays_memory(kept, min(together, len(sweep.runners)))
-    if not apart:
+    if device == "cpu":
         return replace(running, arrays=arrays, geometry=kept.geometry), None
-    pinned = pinned_memory(sweep.figures)
-    return running, Memory(layers=pinned, arrays=arrays, geometry=kept.geometry)
+    passing = passing_memory(sweep, device)
+    return running, Memory(layers=passing, arrays=arrays, geometry=kept.geometry)

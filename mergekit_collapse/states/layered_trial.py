@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
 from mergekit.common import ModelReference
 
-from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.errors import EvaluationError, OutOfMemoryError
 from mergekit_collapse.kept_values import NOT_KEPT, KeptValues
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
 from mergekit_collapse.states.batching import Batch, make_batches
@@ -33,13 +34,12 @@ _ENCODER_DECODER = "it is an encoder-decoder, which is more than a stack of laye
 
 
 class LayeredTrial:
-    """Tries one model on beginnings of probes, before others are run layer by layer.
+    """Tries one model of each architecture on beginnings of probes, before any is run by layers.
 
     Of an adapter's model its base is tried.
 
     Args:
-        kept: the outcomes of earlier runs, which hold for every model of the same configuration.
-            One of any of the models is an outcome for all.
+        kept: the outcomes of earlier runs, by configuration.
         full: whether a model that brings code of its own is known by all of its weights.
     """
 
@@ -52,32 +52,44 @@ class LayeredTrial:
         *,
         full: bool = False,
     ) -> None:
+        self._bases = list(dict.fromkeys(map(bare, references)))
         self._references, self._options = references, options
         self._kept, self._full = kept, full
         self._probes = _beginnings(probes.probes)
-        self._tried = self._looked = False
-        self._reason: str | None = None
+        # By architecture: why layers cannot be run apart, None if they can.
+        self._reasons: dict[str, str | None] = {}
+        self._sought: set[str] = set()
+        self._architectures: dict[ModelReference, str] = {}
         self._looked_at: dict[ModelReference, LayeredFiles] = {}
         self._built: dict[str, LayeredModel] = {}
 
     def open(self, base: ModelReference) -> LayeredFiles:
-        """A model that is to be run layer by layer, tried unless one was.
+        """A model that is to be run layer by layer, tried unless one like it was.
 
         Raises:
             NotLayeredError: it has to be run whole; says why.
             EvaluationError: there is no such model, its weights cannot be read, or memory runs out.
         """
-        batch, options = self.batch, self._options
         files = self._looked_at.pop(base, None) or self._open(base)
-        if not self._known():
-            reader, layered = stage_reader(options.device), files.opened
-
-            def load(stage: int) -> dict[str, torch.Tensor]:
-                return reader.load(files.staged, stage, layered.prepared)
-
-            self._settle(base, agrees_by_stage(layered, load, batch, files.head, options))
-        if self._reason is not None:
-            raise NotLayeredError(self._reason)
+        if not self._known(base):
+            load = partial(stage_reader(self._options.device).load, files.staged)
+            layered = files.opened
+            try:
+                reason = agrees_by_stage(
+                    layered,
+                    lambda stage: load(stage, layered.prepared),
+                    self.batches,
+                    files.head,
+                    self._options,
+                )
+            except EvaluationError as error:
+                if isinstance(error, OutOfMemoryError) or isinstance(error.__cause__, OSError):
+                    raise
+                self._give_up(base, error)
+            else:
+                self._settle(base, reason)
+        if (reason := self._reason(base)) is not None:
+            raise NotLayeredError(reason)
         return files
 
     def look(self, base: ModelReference) -> LayeredFiles:
@@ -87,99 +99,120 @@ class LayeredTrial:
             NotLayeredError: it has to be read whole; a trial that is still due may find so too.
             EvaluationError: there is no such model, or a file is truncated.
         """
-        if self._known() and self._reason is not None:
-            raise NotLayeredError(self._reason)
+        if self._known(base) and (reason := self._reason(base)) is not None:
+            raise NotLayeredError(reason)
         if base not in self._looked_at:
             self._looked_at[base] = self._open(base)
         return self._looked_at[base]
 
-    @property
-    def due(self) -> bool:
-        """Whether the first model is going to be tried."""
-        return not self._known()
+    def due(self, bases: Iterable[ModelReference]) -> list[ModelReference]:
+        """The models that are going to be tried: of each architecture the first, unless known."""
+        first = {self._architecture(base): base for base in reversed(list(bases))}
+        return [base for base in first.values() if not self._known(base)]
 
     def visit(self, index: int, model: Any) -> None:
-        """Try the model of that number, which is whole in memory, unless one was tried."""
-        if self._known() or self._references[index].lora is not None:
-            return
+        """Try the model of that number, which is whole in memory, unless one like it was."""
         reference = self._references[index]
+        if reference.lora is not None or self._known(reference):
+            return
         try:
             self._settle(reference, self._try(reference, model))
         except EvaluationError as error:
-            # True of this run alone, so it is not kept.
-            self._tried, self._reason = True, str(error)
+            self._give_up(reference, error)
 
     def settle(self, models: Iterable[ModelReference]) -> None:
-        """Try the first of some models that can be run layer by layer, unless one was tried.
+        """Try those models that are due, as far as they can be run layer by layer.
 
         Raises:
             EvaluationError: there is no such model, or its weights cannot be read.
         """
         for base in dict.fromkeys(map(bare, models)):
-            if self._known():
-                return
-            with suppress(NotLayeredError):
-                self.open(base)
+            if not self._known(base):
+                with suppress(NotLayeredError):
+                    self.open(base)
 
     def elsewhere(self, options: LoadOptions) -> "LayeredTrial":
         """A copy of what is known, for another process or device; it keeps nothing."""
         other = copy.copy(self)
         other._options, other._kept, other._looked_at = options, NOT_KEPT, {}
-        other._built = {}
+        other._reasons, other._built = dict(self._reasons), {}
         return other
 
     def reason(self) -> str | None:
-        """Why layers cannot be run by themselves; None if they can."""
-        if not self._known():
-            base = bare(self._references[0])
+        """Why the first model's layers cannot be run by themselves; None if they can."""
+        base = self._bases[0]
+        if not self._known(base):
             try:
                 self.open(base)
             except NotLayeredError:
                 # That may be for its files alone, which the merge does not share.
                 self._references = [base]
                 each_model([base], self._options, self.visit)
-        return self._reason
+        return self._reason(base)
+
+    @property
+    def batches(self) -> list[Batch]:
+        """What a model is tried on, and what takes turns with it."""
+        # Any other tokens, in another number.
+        others = [replace(p, prompt=(0, *reversed(p.prompt))) for p in self._probes]
+        return [
+            make_batches(probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
+            for probes in (self._probes, others)
+        ]
 
     def _open(self, base: ModelReference) -> LayeredFiles:
-        return open_layered_files(base, self._options, self.batch, self._built)
+        return open_layered_files(base, self._options, self.batches[0], self._built)
+
+    def _reason(self, base: ModelReference) -> str | None:
+        return self._reasons.get(self._architecture(base))
 
     def _settle(self, reference: ModelReference, reason: str | None) -> None:
-        self._tried, self._reason = True, reason
+        self._reasons[self._architecture(reference)] = reason
         told = {"reason": reason, "model": str(reference), "what": "layer by layer"}
         self._kept.put(self._key(reference), told)
 
-    def _known(self) -> bool:
-        if self._tried or self._looked or self._kept is NOT_KEPT:
-            return self._tried
-        self._looked = True
-        for reference in dict.fromkeys(map(bare, self._references)):
-            found = self._kept.get(self._key(reference))
-            if found is not None and isinstance(found.get("reason"), str | None):
-                self._tried, self._reason = True, found["reason"]
-                break
-        return self._tried
+    def _give_up(self, reference: ModelReference, error: EvaluationError) -> None:
+        """True of these weights and this run, so it is not kept."""
+        self._reasons[self._architecture(reference)] = str(error)
+
+    def _known(self, reference: ModelReference) -> bool:
+        architecture = self._architecture(reference)
+        if architecture not in self._reasons and architecture not in self._sought:
+            self._sought.add(architecture)
+            alike = [base for base in self._bases if self._architecture(base) == architecture]
+            found = (self._kept.get(key) for key in dict.fromkeys(map(self._key, alike)))
+            told = next((one for one in found if one is not None), None)
+            if told is not None and isinstance(told.get("reason"), str | None):
+                self._reasons[architecture] = told["reason"]
+        return architecture in self._reasons
+
+    def _architecture(self, reference: ModelReference) -> str:
+        """What one outcome is true of within a run: a class of transformers, or code of its own."""
+        base = bare(reference)
+        if base not in self._architectures:
+            config = read_config(base, self._options)
+            named = [type(config).__name__, *(getattr(config, "architectures", None) or ())]
+            self._architectures[base] = str(base) if brings_code(config) else " ".join(named)
+        return self._architectures[base]
 
     def _key(self, reference: ModelReference) -> str | None:
         if self._kept.files is None:
             return None
         config = read_config(reference, self._options)
+        lengths = [len(probe.prompt) for probe in self._probes]
+        told = ("layered", lengths, conditions(self._options))
         if not brings_code(config):
-            # What one set of weights shows is true of all that are computed with alike.
-            return digest("layered", computation(config), conditions(self._options))
+            # Other weights go the same way through the same code.
+            return digest(*told, computation(config))
         model = model_identity(reference, self._options, full=self._full)
-        return model and digest("layered", model, conditions(self._options))
+        return None if model is None else digest(*told, model)
 
     def _try(self, reference: ModelReference, model: Any) -> str | None:
         if reads_decoder_inputs(model):
             return _ENCODER_DECODER
         config = read_config(reference, self._options)
         where = f"model {reference}"
-        return agrees_with_whole(model, config, self._options, where, self.batch)
-
-    @property
-    def batch(self) -> Batch:
-        """What a model is tried on."""
-        return make_batches(self._probes, answers=True, decoder_start=None, max_tokens=2**20)[0]
+        return agrees_with_whole(model, config, self._options, where, self.batches)
 
 
 def _beginnings(probes: Sequence[TokenizedProbe]) -> list[TokenizedProbe]:

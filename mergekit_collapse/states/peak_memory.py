@@ -16,7 +16,7 @@ from mergekit_collapse.states.figures import (
 # What torch's libraries and the heap keep beyond the tensors that are counted; where memory is
 # limited, freed memory is not kept (``heap``).
 SPARE = 300 * 10**6
-# Pinned, through which weights come to another device (``stage_reader``).
+# Through which weights come to a GPU; ``stage_reader.CudaReader`` takes the number from here.
 PINNED = 2**27
 # Numbers per token of cosines and sines, for heads of up to 128.
 _ROTATIONS = 256
@@ -100,9 +100,14 @@ def _in_memory(nbytes: int) -> int:
     return nbytes if nbytes <= storage.MEMORY_LIMIT else 0
 
 
-def pinned_memory(figures: ModelFigures) -> int:
-    """Of the processor where another device computes: what weights pass through."""
-    return figures.stored if figures.whole else PINNED
+def passing_memory(sweep: SweepFigures, device: str) -> int:
+    """Of the processor where another device computes: weights on their way there."""
+    figures = sweep.figures
+    if figures.whole:
+        return figures.stored
+    # Two shards that may be equal are compared through pieces no larger than those.
+    way = PINNED if device == "cuda" else 2 * max(stage.stored for stage in figures.stages)
+    return way + max(one.adapter_bytes for one in sweep.runners)
 
 
 def _whole(stage: Stage, *, adapted: bool) -> int:

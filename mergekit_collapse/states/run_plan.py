@@ -129,7 +129,7 @@ def _estimate(
     together: int,
     tokens: int,
     *,
-    tried: tuple[ModelFigures, BatchSize] | None = None,
+    tried: Sequence[tuple[ModelFigures, Sequence[BatchSize]]] = (),
 ) -> Estimate:
     whole = ((name, one.reason) for one in planned if one.reason for name in one.names)
     return estimated(
@@ -139,7 +139,7 @@ def _estimate(
         batch_tokens=tokens,
         tried=tried,
         process=resident(),
-        apart=torch.device(options.device).type != "cpu",
+        device=torch.device(options.device).type,
         whole=tuple(whole),
     )
 

@@ -144,6 +144,9 @@ def _build(config: Any, options: LoadOptions, where: str) -> Any:
     chosen = model_class(config, options, where)
     # Building writes the precision into the configuration.
     config = copy.deepcopy(config)
+    for part in (config, config.get_text_config()):
+        # Asked for in config.json, they would be collected at every call.
+        part.output_hidden_states = part.output_attentions = False
     named = issubclass(chosen, transformers.PreTrainedModel)
     build, more = chosen.from_config if not named else chosen._from_config, {}
     if not named:

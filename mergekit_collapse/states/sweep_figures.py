@@ -81,12 +81,11 @@ class ModelsToRun:
         return [self._sweep(group, max_tokens) for group in self._groups]
 
     @property
-    def tried(self) -> tuple[ModelFigures, BatchSize] | None:
-        """The model that is tried first, and on what; None if that is known already."""
-        first = next((group for group in self._groups if group.reason is None), None)
-        if first is None or not self._trial.due:
-            return None
-        return first.figures, size_of(self._trial.batch)
+    def tried(self) -> list[tuple[ModelFigures, Sequence[BatchSize]]]:
+        """The models that are tried first, and on what."""
+        by_layers = {group.bases[0]: group for group in self._groups if group.reason is None}
+        sizes = [size_of(batch) for batch in self._trial.batches]
+        return [(by_layers[base].figures, sizes) for base in self._trial.due(by_layers)]
 
     @property
     def hidden(self) -> int:
