@@ -47,7 +47,6 @@ def wide_model(tmp_path_factory, tiny_tokenizer):
 
     def make(layers):
         folder = tmp_path_factory.mktemp("wide") / "model"
-        torch.manual_seed(layers)
         config = transformers.LlamaConfig(
             vocab_size=tiny_models.VOCABULARY,
             hidden_size=256,
@@ -56,7 +55,9 @@ def wide_model(tmp_path_factory, tiny_tokenizer):
             num_attention_heads=4,
             max_position_embeddings=512,
         )
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(layers)
+            transformers.LlamaForCausalLM(config).save_pretrained(folder)
         return folder
 
     return make
@@ -124,7 +125,7 @@ def test_adapters_run_together_as_merged_into_their_base(tiny_model, probes, tmp
 
 def test_every_kind_of_number_arrives_bit_for_bit(
     tensors,  # noqa: F811  (the fixtures)
-    files,  # noqa: F811
+    files,  # noqa: F811  (another)
     monkeypatch,
 ):
     staged = StagedFiles("m", files, (tuple(tensors),))
@@ -156,7 +157,7 @@ def test_broken_weights_are_refused_by_name(tiny_model, probes, tmp_path, value,
 
 def test_a_file_that_is_cut_short_while_it_is_read(
     tensors,  # noqa: F811  (the fixtures)
-    files,  # noqa: F811
+    files,  # noqa: F811  (another)
     tmp_path,
     monkeypatch,
 ):

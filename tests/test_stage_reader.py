@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergekit_collapse.errors import EvaluationError
+from mergekit_collapse.states import tensor_files
 from mergekit_collapse.states.stage_reader import fill
 from mergekit_collapse.states.tensor_files import TensorFiles
 
@@ -47,7 +49,12 @@ def filled(files, names, *, threads, size, copy=torch.Tensor.copy_):
 
 @pytest.mark.parametrize("threads", [1, 3, 8])
 @pytest.mark.parametrize("size", [1, 64, 1001, 2**16])
-def test_every_kind_of_number_arrives_bit_for_bit(files, tensors, threads, size):
+@pytest.mark.parametrize("by_place", [True, False], ids=["preadv", "seek and read"])
+def test_every_kind_of_number_arrives_bit_for_bit(
+    files, tensors, threads, size, by_place, monkeypatch
+):
+    if not by_place:
+        monkeypatch.delattr(os, "preadv", raising=False)
     found = filled(files, tensors, threads=threads, size=size)
     for name, tensor in tensors.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
@@ -73,39 +80,50 @@ def test_a_buffer_is_one_threads_at_a_time(files, tensors):
     assert torch.equal(found["bfloat16"], tensors["bfloat16"])
 
 
-def test_an_error_ends_it(files, tensors, tmp_path):
-    copied, before = [], threading.active_count()
+def test_an_error_ends_it(files, tensors):
+    """What runs is waited for, what waits is not begun, and the threads are good for more."""
+    begun, ended = threading.Barrier(2, timeout=60), []
 
-    def copy(target, piece):
-        copied.append(len(piece))
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def copy(_target, piece):
+        if not ended:
+            place = begun.wait()
+            if place:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            threading.Event().wait(0.05)
+        ended.append(len(piece))
 
-    with pytest.raises(torch.OutOfMemoryError):
-        filled(files, tensors, threads=2, size=1, copy=copy)
-    assert len(copied) < 100
-    assert threading.active_count() == before
+    buffers = [torch.empty(64, dtype=torch.uint8) for _ in range(2)]
+    found = {name: files.empty(name, torch.device("cpu")) for name in tensors}
+    pieces = sum(-(-tensor.nbytes // 64) for tensor in tensors.values())
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            fill(files, found, buffers, copy, pool)
+        assert 1 <= len(ended) < pieces - 1
+        fill(files, found, buffers, torch.Tensor.copy_, pool)
+    assert torch.equal(found["float16"], tensors["float16"])
+    # The error does not hold on to the tensors.
+    gone = weakref.ref(found["float16"])
+    del found, caught
+    assert gone() is None
+
+
+def test_a_file_that_is_cut_short_is_told(files, tensors, tmp_path):
     path = tmp_path / "model.safetensors"
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(EvaluationError, match=r"model\.safetensors: was (cut short|written to)"):
         filled(files, tensors, threads=2, size=64)
 
 
-def test_nothing_runs_any_more_after_an_error(files, tensors):
-    busy, ended = threading.Event(), []
-
-    def copy(_target, piece):
-        if busy.is_set():
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        busy.set()
-        threading.Event().wait(0.05)
-        ended.append(len(piece))
-
-    buffers = [torch.empty(64, dtype=torch.uint8) for _ in range(2)]
-    found = {name: files.empty(name, torch.device("cpu")) for name in tensors}
-    with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(torch.OutOfMemoryError):
-            fill(files, found, buffers, copy, pool)
-        # The other thread was waited for, and the pool is good for more.
-        assert ended
-        fill(files, found, buffers, torch.Tensor.copy_, pool)
-    assert torch.equal(found["float16"], tensors["float16"])
+def test_equal_tensors_are_told_from_others_piece_by_piece(files, tensors, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "_PIECE", 64)
+    monkeypatch.setattr(tensor_files, "_SAMPLE", 2)
+    (tmp_path / "other").mkdir()
+    changed = {name: tensor.clone() for name, tensor in tensors.items()}
+    changed["bfloat16"][16, 8] += 1  # far from both ends
+    changed["float64"][4] = -0.0
+    save_file({**changed, "zero": torch.zeros(9)}, tmp_path / "other" / "model.safetensors")
+    other = TensorFiles(tmp_path / "other")
+    assert files.may_equal("bfloat16", other, "bfloat16")
+    equal = {name for name in tensors if files.equal(name, other, name)}
+    assert equal == tensors.keys() - {"bfloat16", "float64"}
+    assert not files.equal("float64", other, "zero")

@@ -106,7 +106,8 @@ class ShardFile:
     def _some(self, file: FileIO, at: int, view: memoryview) -> int:
         """Read as much as comes at once."""
         if hasattr(os, "preadv"):
-            return os.preadv(file.fileno(), [view], at)
+            # macOS takes no more than 2 GiB at a time.
+            return os.preadv(file.fileno(), [view[: 2**30]], at)
         # Two threads that read would move each other's place.
         with self._lock:
             file.seek(at)

@@ -1,8 +1,10 @@
 """Stages brought from files to where the forward passes are."""
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +16,6 @@ from mergekit_collapse.states.tensor_files import TensorFiles
 from mergekit_collapse.states.weights import require_finite
 
 Tensors = Mapping[str, torch.Tensor]
-# A stage's tensors are handed through it while they are as new as they are read.
 Prepare = Callable[[Tensors], dict[str, torch.Tensor]]
 
 # Enough bytes that a copy runs at the bus's rate, few enough that the threads share a layer.
@@ -23,26 +24,31 @@ PIECE = 2**24
 
 @runtime_checkable
 class StageReader(Protocol):
-    """Reads stages."""
+    """Brings the tensors of a stage from its files to where a model is run."""
 
     def load(
         self, files: StagedFiles, stage: int, prepare: Prepare = dict
     ) -> dict[str, torch.Tensor]:
-        """One stage on the device, in its stored precision unless ``prepare`` changes it.
+        """One stage's tensors.
+
+        Args:
+            prepare: what is made of them before they are handed on, by the thread that reads.
 
         Raises:
             EvaluationError: a file cannot be read, or a weight is NaN or infinite.
+            torch.OutOfMemoryError: they do not fit into the device's memory.
         """
 
 
+@functools.cache
 def stage_reader(device: str) -> StageReader:
-    """What reads for a device."""
+    """What reads for a device, the same for all that ask."""
     place = torch.device(device)
-    return CudaReader(place) if place.type == "cuda" else _PlainReader()
+    return CudaReader(place) if place.type == "cuda" else PlainReader()
 
 
-class _PlainReader:
-    """For the processor, and for devices to which the model itself copies what it is given."""
+class PlainReader:
+    """Reads into the processor's memory; the model copies what it is given to other devices."""
 
     def load(
         self, files: StagedFiles, stage: int, prepare: Prepare = dict
@@ -70,21 +76,22 @@ class CudaReader:
             self._buffers = [
                 torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(_threads())
             ]
-        # Its threads end when nothing holds it any more.
         self._pool = ThreadPoolExecutor(
             len(self._buffers), thread_name_prefix="mergekit-collapse-files"
         )
+        # The buffers are of one stage at a time.
+        self._lock = threading.Lock()
 
     def load(
         self, files: StagedFiles, stage: int, prepare: Prepare = dict
     ) -> dict[str, torch.Tensor]:
         # Other threads may not write to what is made in inference mode.
-        with torch.inference_mode(False), torch.cuda.stream(self._stream):
+        with self._lock, torch.inference_mode(False), torch.cuda.stream(self._stream):
             there = {name: files.files.empty(name, self._device) for name in files.stages[stage]}
             fill(files.files, there, self._buffers, self._copy, self._pool)
             require_finite(files.where, there.items())
             prepared = prepare(there)
-        self._stream.synchronize()
+            self._stream.synchronize()
         for tensor in prepared.values():
             # Their memory is not handed on before the kernels that read them are done.
             tensor.record_stream(self._users)
@@ -110,12 +117,13 @@ def fill(
     Args:
         tensors: contiguous, of the stored shapes and precisions.
         buffers: bytes in the processor's memory, all of one size, at least one for each thread of
-            the pool; each is used by one at a time.
+            the pool. Nothing else may use them meanwhile.
         copy: puts a part of a buffer into its first argument, and returns when it is there.
         pool: its threads. Nothing of this runs there any more when this returns or raises.
 
     Raises:
         EvaluationError: a file cannot be read.
+        Exception: what ``copy`` raises.
     """
     free: SimpleQueue[torch.Tensor] = SimpleQueue()
     for buffer in buffers:
@@ -129,14 +137,25 @@ def fill(
         finally:
             free.put(buffer)
 
-    running = [pool.submit(move, *piece) for piece in _pieces(tensors, len(buffers[0]))]
+    running: list[Future[None]] = []
     try:
-        for one in running:
-            one.result()
+        for piece in _pieces(tensors, len(buffers[0])):
+            running.append(pool.submit(move, *piece))
+        wait(running, return_when=FIRST_EXCEPTION)
     finally:
         for one in running:
             one.cancel()
         wait(running)
+    errors = [one.exception() for one in running if not one.cancelled()]
+    failed = next((error for error in errors if error is not None), None)
+    try:
+        if failed is not None:
+            raise failed
+    finally:
+        # An error refers to this frame: whatever refers to it in turn would keep the tensors.
+        running.clear()
+        errors.clear()
+        del failed
 
 
 def _pieces(tensors: Tensors, size: int) -> Iterator[tuple[str, int, torch.Tensor]]:

@@ -41,7 +41,7 @@ class StagedFiles:
         """Whether one stage of another checkpoint is the same bit for bit."""
         # A few bytes of each tell nearly all models apart.
         return self.may_equal(other, stage) and all(
-            _same_bits(self.files.read(n), other.files.read(n)) for n in self.stages[stage]
+            self.files.equal(n, other.files, n) for n in self.stages[stage]
         )
 
     def may_equal(self, other: "StagedFiles", stage: int) -> bool:
@@ -104,11 +104,6 @@ def _plus(weight: torch.Tensor, update: LoraUpdate) -> torch.Tensor:
     down, up = update.down.to(weight.device, exact), update.up.to(weight.device, exact)
     left, right = (down.T, up.T) if update.transposed else (up, down)
     return torch.addmm(weight.to(exact), left, right, alpha=update.scaling)
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    # As bytes: -0 is not 0 here, and NaN is NaN.
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 def common_starts(models: Sequence[StagedFiles]) -> list[list[int]]:

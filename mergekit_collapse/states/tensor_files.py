@@ -9,7 +9,8 @@ from mergekit_collapse.preflight.model_source import LocalFolder
 from mergekit_collapse.states.dry_forward import NotLayeredError
 from mergekit_collapse.states.shard_file import DTYPES, ShardFile
 
-_SAMPLE = 4096
+# Bytes that are compared at a time: of most tensors, and of what is probably equal.
+_SAMPLE, _PIECE = 2**12, 2**24
 
 
 class TensorFiles:
@@ -71,10 +72,23 @@ class TensorFiles:
         mine, its = self._file_of[name].tensors[name], other._file_of[its_name].tensors[its_name]
         if (mine.dtype, mine.shape) != (its.dtype, its.shape):
             return False
-        for at in {0, max(0, mine.end - mine.begin - _SAMPLE)}:
-            length = min(_SAMPLE, mine.end - mine.begin - at)
-            ours = self._file_of[name].read(mine.begin + at, mine.begin + at + length)
-            theirs = other._file_of[its_name].read(its.begin + at, its.begin + at + length)
-            if not torch.equal(ours, theirs):
-                return False
-        return True
+        size = mine.end - mine.begin
+        return all(
+            self._agree(name, other, its_name, at, min(_SAMPLE, size - at))
+            for at in {0, max(0, size - _SAMPLE)}
+        )
+
+    def equal(self, name: str, other: "TensorFiles", its_name: str) -> bool:
+        """Whether two stored tensors are the same bit for bit: -0 is not 0, and NaN is NaN."""
+        size = self.nbytes(name)
+        return self.may_equal(name, other, its_name) and all(
+            self._agree(name, other, its_name, at, min(_PIECE, size - at))
+            for at in range(0, size, _PIECE)
+        )
+
+    def _agree(self, name: str, other: "TensorFiles", its_name: str, at: int, size: int) -> bool:
+        """Whether two tensors have the same bytes from ``at``."""
+        ours, theirs = (torch.empty(size, dtype=torch.uint8) for _ in range(2))
+        self.read_into(name, at, ours)
+        other.read_into(its_name, at, theirs)
+        return torch.equal(ours, theirs)

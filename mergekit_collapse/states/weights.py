@@ -17,16 +17,24 @@ def require_finite(where: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> N
     Raises:
         EvaluationError: names the tensor.
     """
-    numbers = ((n, t) for n, t in tensors if t.is_floating_point() and t.numel())
-    # aminmax hands NaN on and, unlike isfinite, needs no second tensor of the same size.
-    ends = [(name, torch.aminmax(tensor)) for name, tensor in numbers]
-    # A GPU is asked for all of them before any answer is waited for.
-    for name, finite in [(name, low.isfinite() & high.isfinite()) for name, (low, high) in ends]:
-        if not finite:
+    finite = {
+        name: _all_finite(tensor)
+        for name, tensor in tensors
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    # A GPU has been asked for all of them before the first answer is waited for.
+    for name, answer in finite.items():
+        if not answer:
             raise EvaluationError(
                 f"{where}: NaN or infinite values in the weights {name}; the checkpoint is"
                 " broken (diverged training or a failed save), use another one"
             )
+
+
+def _all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    # aminmax hands NaN on and, unlike isfinite, needs no second tensor of the same size.
+    low, high = torch.aminmax(tensor)
+    return low.isfinite() & high.isfinite()
 
 
 def require_complete(where: str, loading: dict[str, Any]) -> None:
