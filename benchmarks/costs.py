@@ -5,7 +5,7 @@
 Bytes, FLOPs and memory are those of the estimate that `check` prints, for configurations that are
 written here; no model is run. Hidden and predictive space, mean pooling, profiles of every layer,
 no states in the cache. Whether layers can be run apart is taken as known: finding out reads one
-model twice more, once for ever. Each GPU takes its share of the models, so that a time is about
+model once more, once for each configuration. Each GPU takes its share of the models, so that a time is about
 the longest of
 
     FLOPs / (50 % of 990 TFLOP/s, dense bf16)            assumed to be reached

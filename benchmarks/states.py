@@ -2,8 +2,9 @@
 
 Models of random weights, of the shape of a 0.5 B model with 152,000 tokens in its vocabulary (or
 of another --shape, or smaller ones for --depths), stored in bfloat16. 32 probes of 128 tokens, or
-others by --probes and --length. Every row is a process of its own, timed after its imports;
-memory is its peak beyond what the imports took (Linux), on a GPU that of the device.
+others by --probes and --length. Every row but the floors is a process of its own, timed after its
+imports; memory is its peak beyond what the imports took (Linux), on a GPU that of the device. The
+largest floor counts; "of peak" is the matrix work as a share of the rate measured here.
 
     matrix work  2 × parameters in the layers and in the head × tokens, at the rate of one large
                  matrix product measured here in that precision
@@ -27,6 +28,7 @@ three experts in a folder, where the next run finds them.
 import argparse
 import json
 import os
+import queue
 import resource
 import subprocess
 import sys
@@ -117,7 +119,8 @@ def experts(work: Path, given: argparse.Namespace) -> None:
     shape, device = SHAPES[given.shape], given.device
     models = [(given.models or work) / f"{given.shape}-{i}" for i in range(3)]
     with ThreadPoolExecutor(len(models) if device != "cpu" else 1) as pool:
-        missing = [model for model in models if not model.exists()]
+        # Its configuration is written first, its weights last.
+        missing = [model for model in models if not list(model.glob("*.safetensors"))]
         list(pool.map(lambda model: run("make", [model], given), missing))
     work_flops, rate = flops(models, shape, given), matrix_rate(device)
     floors = {"matrix work": work_flops / rate, "bytes read": read(models)}
@@ -192,7 +195,8 @@ def adapters(work: Path, given: argparse.Namespace) -> None:
 
 def heap(work: Path, given: argparse.Namespace) -> None:
     """The same run where the C library keeps what is freed, and where it is left as it is."""
-    models = [make_model(work / f"expert{i}", BIG, i, "cpu") for i in range(3)]
+    given.device = "cpu"
+    models = [make_model(work / f"expert{i}", BIG, i) for i in range(3)]
     # A setting of the user's own, here the default one, has the package leave all of them alone.
     settings = {"kept": {}, "given back": {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}}
     print(f"{'freed memory':14}{'seconds':>8}{'in the system':>15}{'page faults':>13}{'MB':>6}")
@@ -281,14 +285,20 @@ def child(mode: str, models: list[str], given: argparse.Namespace) -> dict[str, 
 
 def read(models: list[Path]) -> float:
     """Seconds of reading every byte into memory that is used again."""
-    threads, piece = os.cpu_count() or 1, 2**24
+    threads, piece = len(os.sched_getaffinity(0)), 2**24
+    buffers = queue.SimpleQueue[bytearray]()
+    for _ in range(threads):
+        buffers.put(bytearray(piece))
 
     def part(place: tuple[Path, int]) -> None:
+        buffer = buffers.get()
         with place[0].open("rb", buffering=0) as file:
             file.seek(place[1])
-            file.readinto(memoryview(buffer)[:piece])
+            done = 0
+            while done < piece and (got := file.readinto(memoryview(buffer)[done:])):
+                done += got
+        buffers.put(buffer)
 
-    buffer = bytearray(piece)  # written to by all threads, since nobody reads it
     files = [file for model in models for file in model.glob("*.safetensors")]
     places = [(file, at) for file in files for at in range(0, file.stat().st_size, piece)]
     start = time.perf_counter()
