@@ -5,8 +5,8 @@
 Bytes, FLOPs and memory are those of the estimate that `check` prints, for configurations that are
 written here; no model is run. Hidden and predictive space, mean pooling, profiles of every layer,
 no states in the cache. Whether layers can be run apart is taken as known: finding out reads one
-model once more, once for each configuration. Each GPU takes its share of the models, so that a time is about
-the longest of
+model once more, once for each configuration. Each GPU takes its share of the models, so that a
+time is about the longest of
 
     FLOPs / (50 % of 990 TFLOP/s, dense bf16)            assumed to be reached
     bytes over a link of 5 GB/s that the node shares     assumed: disk or network to host
