@@ -14,6 +14,7 @@ from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 
 from mergekit_collapse.errors import InvalidRecipeError
+from mergekit_collapse.evaluation import generation
 from mergekit_collapse.evaluation.merged_files import require_merge
 from mergekit_collapse.evaluation.smoke import check_merge
 from mergekit_collapse.states.loader import LoadOptions
@@ -72,6 +73,21 @@ def test_a_sound_model_passes(tiny_model, architecture):
     speaks = "no language head" if architecture == "bert" else "'The capital of France is' → '"
     assert speaks in details["generates"]
     assert all(detail.isprintable() for detail in details.values())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "t5"])
+def test_prompts_are_continued_together_as_each_by_itself(tiny_model, architecture):
+    """One that ends goes on no longer, whatever the others do."""
+    causal = transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForSeq2SeqLM if architecture == "t5" else causal
+    model = auto.from_pretrained(tiny_model(architecture), dtype=torch.float32).eval()
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18]]
+    alone = [generation._continue(model, [prompt])[0] for prompt in prompts]
+    assert len({tuple(tokens) for tokens, _ in alone}) == 3
+    model.generation_config.eos_token_id = alone[1][0][2]
+    due = [generation._continue(model, [prompt])[0] for prompt in prompts]
+    assert len(due[1][0]) <= 3
+    assert generation._continue(model, prompts) == due
 
 
 def test_shards_pass(sharded):

@@ -8,6 +8,7 @@ import transformers
 
 from mergekit_collapse.findings import printable
 from mergekit_collapse.foreign_errors import first_line
+from mergekit_collapse.states.batching import pad
 from mergekit_collapse.states.forward import has_language_head, reads_decoder_inputs
 
 PROMPTS = ("The capital of France is", "Once upon a time")
@@ -27,22 +28,25 @@ def generates(model: Any, tokenizer: Any | None) -> tuple[bool, str]:
     """
     if not has_language_head(model):
         return (True, f"not asked: {type(model).__name__} has no language head")
-    said: list[str] = []
-    empty = True
-    for prompt, ids in _prompts(model, tokenizer):
-        try:
-            tokens, finite = _continue(model, ids)
-            text = tokenizer.decode(tokens) if tokenizer is not None else str(tokens)
-        except Exception as error:  # of whatever class the model's own code raises
-            return (False, f"cannot continue {prompt!r}: {first_line(error)}")
+    prompts = _prompts(model, tokenizer)
+    try:
+        continued = _continue(model, [ids for _, ids in prompts])
+        texts = [
+            tokenizer.decode(tokens) if tokenizer is not None else str(tokens)
+            for tokens, _ in continued
+        ]
+    except Exception as error:  # of whatever class the model's own code raises
+        names = " and ".join(repr(prompt) for prompt, _ in prompts)
+        return (False, f"cannot continue {names}: {first_line(error)}")
+    for (prompt, _), (_, finite) in zip(prompts, continued, strict=True):
         if not finite:
             return (False, f"NaN or infinite logits after {prompt!r}")
-        ends = _ends(model)
-        empty = empty and not [token for token in tokens if token not in ends]
-        said.append(f"{prompt!r} → '{printable(text)[:80]}'")
-    if empty:
-        return (False, f"ends at once after every prompt: {'; '.join(said)}")
-    return (True, "; ".join(said))
+    told = zip(prompts, texts, strict=True)
+    said = "; ".join(f"{prompt!r} → '{printable(text)[:80]}'" for (prompt, _), text in told)
+    ends = _ends(model)
+    if all(token in ends for tokens, _ in continued for token in tokens):
+        return (False, f"ends at once after every prompt: {said}")
+    return (True, said)
 
 
 def _prompts(model: Any, tokenizer: Any | None) -> list[tuple[str, list[int]]]:
@@ -53,9 +57,13 @@ def _prompts(model: Any, tokenizer: Any | None) -> list[tuple[str, list[int]]]:
     return [(prompt, list(tokenizer(prompt)["input_ids"])) for prompt in PROMPTS]
 
 
-def _continue(model: Any, ids: Sequence[int]) -> tuple[list[int], bool]:
-    """The new tokens, and whether every logit on the way was finite."""
-    inputs = torch.tensor([ids], device=model.get_input_embeddings().weight.device)
+def _continue(model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
+    """For each prompt the new tokens, and whether every logit on the way was finite.
+
+    All at once: a step takes as long for one, since it is the weights that are read.
+    """
+    device = model.get_input_embeddings().weight.device
+    inputs = pad(prompts, "left")
     settings_class: Any = transformers.GenerationConfig  # which has no types
     # The folder's own settings may ask for sampling.
     settings = settings_class(
@@ -70,12 +78,19 @@ def _continue(model: Any, ids: Sequence[int]) -> tuple[list[int], bool]:
         decoder_start_token_id=getattr(model.generation_config, "decoder_start_token_id", None),
     )
     made = model.generate(
-        input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings
+        input_ids=inputs.ids.to(device),
+        attention_mask=inputs.mask.to(device),
+        generation_config=settings,
     )
-    finite = all(bool(logits.isfinite().all()) for logits in made.logits)
     # An encoder-decoder's sequence begins with its start token, any other's with the prompt.
-    start = 1 if reads_decoder_inputs(model) else len(ids)
-    return made.sequences[0, start:].tolist(), finite
+    start = 1 if reads_decoder_inputs(model) else inputs.ids.shape[1]
+    finite = torch.stack([logits.isfinite().all(dim=1) for logits in made.logits], dim=1)
+    ends, found = set(_ends(model)), []
+    for tokens, steps in zip(made.sequences[:, start:].tolist(), finite.tolist(), strict=True):
+        # What has ended is filled up as long as another goes on.
+        length = next((k for k, token in enumerate(tokens, 1) if token in ends), len(tokens))
+        found.append((tokens[:length], all(steps[:length])))
+    return found
 
 
 def _ends(model: Any) -> list[int]:
