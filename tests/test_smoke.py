@@ -1,5 +1,6 @@
 """Checks on finished merges, each with a merge that fails it and no other."""
 
+import functools
 import json
 import pickle
 import re
@@ -88,6 +89,24 @@ def test_prompts_are_continued_together_as_each_by_itself(tiny_model, architectu
     due = [generation._continue(model, [prompt])[0] for prompt in prompts]
     assert len(due[1][0]) <= 3
     assert generation._continue(model, prompts) == due
+
+
+def test_prompts_are_continued_each_by_itself_where_padding_breaks_the_model(tiny_model):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
+    prompts = [[5, 6, 7, 8], [12, 13, 14]]
+    due = [generation._continue(model, [prompt])[0] for prompt in prompts]
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def breaks(*args, **keywords):
+        output, mask = forward(*args, **keywords), keywords.get("attention_mask")
+        if mask is not None and not mask.all():
+            output.logits[:] = float("nan")
+        return output
+
+    model.forward = breaks
+    assert not generation._continue(model, prompts)[1][1]
+    assert generation._continued(model, prompts) == due
 
 
 def test_shards_pass(sharded):

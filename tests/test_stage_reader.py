@@ -1,5 +1,6 @@
 """Weights come from files in pieces, by several threads, bit for bit or not at all."""
 
+import gc
 import os
 import threading
 import weakref
@@ -96,15 +97,31 @@ def test_an_error_ends_it(files, tensors):
     found = {name: files.empty(name, torch.device("cpu")) for name in tensors}
     pieces = sum(-(-tensor.nbytes // 64) for tensor in tensors.values())
     with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(torch.OutOfMemoryError) as caught:
+        with pytest.raises(torch.OutOfMemoryError):
             fill(files, found, buffers, copy, pool)
         assert 1 <= len(ended) < pieces - 1
         fill(files, found, buffers, torch.Tensor.copy_, pool)
     assert torch.equal(found["float16"], tensors["float16"])
-    # The error does not hold on to the tensors.
-    gone = weakref.ref(found["float16"])
-    del found, caught
-    assert gone() is None
+
+
+def test_an_error_does_not_hold_on_to_the_tensors(files):
+    """Of the last piece neither, which is here the only one."""
+
+    def copy(_target, _piece):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def failed():
+        found = {"float64": files.empty("float64", torch.device("cpu"))}
+        gone = weakref.ref(found["float64"])
+        with ThreadPoolExecutor(1) as pool, pytest.raises(torch.OutOfMemoryError):
+            fill(files, found, [torch.empty(2**16, dtype=torch.uint8)], copy, pool)
+        return gone
+
+    gc.disable()
+    try:
+        assert failed()() is None
+    finally:
+        gc.enable()
 
 
 def test_a_file_that_is_cut_short_is_told(files, tensors, tmp_path):

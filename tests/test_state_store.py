@@ -632,16 +632,30 @@ def test_the_outcome_of_a_trial_is_kept(tiny_model, seen, tmp_path, monkeypatch)
     assert forwards == []
     with monkeypatch.context() as patched:
         patched.setattr("mergekit_collapse.states.layered_trial.brings_code", lambda _: True)
+        # Without the flag it is transformers' own code that is run.
         assert LayeredTrial(others, PROBES, OPTIONS, kept).reason() is None
+        assert forwards == []
+        trusting = dataclasses.replace(OPTIONS, trust_remote_code=True)
+        assert LayeredTrial(others, PROBES, trusting, kept).reason() is None
     assert forwards
     forwards.clear()
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["rms_norm_eps"] = 1e-3
+    original = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {**original, "rms_norm_eps": 1e-3}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    changed = [ModelReference.parse(str(folder))]
-    assert LayeredTrial(changed, PROBES, OPTIONS, kept).reason() is None
+    # Each by itself, also where one is known.
+    changed = [*models, ModelReference.parse(str(folder))]
+    trial = LayeredTrial(changed, PROBES, OPTIONS, kept)
+    assert trial.due(changed) == changed[1:]
+    trial.settle(changed)
     assert forwards
+    assert trial.due(changed) == []
+    forwards.clear()
+    # What no layer knows of makes no difference.
+    config = {**original, "pad_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert LayeredTrial(changed[1:], PROBES, OPTIONS, kept).reason() is None
+    assert forwards == []
     two_sided = [ModelReference.parse(str(tiny_model("t5")))]
     for _ in range(2):
         trial = LayeredTrial(two_sided, PROBES, OPTIONS, open_caches(CacheBlock()).layered)
@@ -693,7 +707,7 @@ def test_a_broken_model_is_no_outcome_for_those_like_it(tiny_model, tmp_path, fa
     with pytest.raises(NotLayeredError, match=told[fault]):
         trial.open(broken)
     assert LayeredTrial([sound], PROBES, OPTIONS, kept).reason() is None
-    # Nor is one that is kept, for another architecture.
+    # Nor is one that is kept, for another configuration.
     other = ModelReference.parse(str(tiny_model("qwen2")))
     both = LayeredTrial([sound, other], PROBES, OPTIONS, kept)
     assert both.due([sound, other, sound]) == [other]

@@ -15,7 +15,7 @@ from test_loader import make_adapter
 
 from mergekit_collapse.errors import EvaluationError
 from mergekit_collapse.probes.tokens import TokenizedProbe, TokenizedProbes
-from mergekit_collapse.states import run_plan, shard_file, streaming
+from mergekit_collapse.states import run_plan, shard_file
 from mergekit_collapse.states.ahead import Ahead
 from mergekit_collapse.states.dry_forward import LayerCall, NotLayeredError
 from mergekit_collapse.states.hidden_states import StateRequest, collect
@@ -61,6 +61,12 @@ def states_of(models, probes, *, whole=False, request=None, options=FLOAT32):
         each=aligned,
         batch_tokens=40,
     )
+
+
+def known(self, reference):
+    """As if its layers had been found to run apart."""
+    self._reasons[self._kind(reference)] = None
+    return True
 
 
 def aligned(references, options, visit):
@@ -154,7 +160,7 @@ def calls(monkeypatch):
         return run(call, layer, tensors, hidden)
 
     monkeypatch.setattr(LayerCall, "run", counting)
-    monkeypatch.setattr(streaming.LayeredTrial, "_known", lambda self, reference: True)
+    monkeypatch.setattr(LayeredTrial, "_known", known)
     return counted
 
 
@@ -286,7 +292,7 @@ def test_a_base_is_read_once_for_all_its_adapters(tiny_model, probes, tmp_path, 
     monkeypatch.setattr(
         StagedFiles, "load", lambda self, stage: loaded.append(stage) or load(self, stage)
     )
-    monkeypatch.setattr(LayeredTrial, "_known", lambda self, reference: True)
+    monkeypatch.setattr(LayeredTrial, "_known", known)
     states_of([f"{base}+{adapter}" for adapter in adapters], probes)
     assert loaded == [0, 1, 2, 3]
 

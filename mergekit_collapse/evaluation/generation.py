@@ -1,6 +1,7 @@
 """Whether a model can speak: a few tokens after a few prompts."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def generates(model: Any, tokenizer: Any | None) -> tuple[bool, str]:
         return (True, f"not asked: {type(model).__name__} has no language head")
     prompts = _prompts(model, tokenizer)
     try:
-        continued = _continue(model, [ids for _, ids in prompts])
+        continued = _continued(model, [ids for _, ids in prompts])
         texts = [
             tokenizer.decode(tokens) if tokenizer is not None else str(tokens)
             for tokens, _ in continued
@@ -57,13 +58,24 @@ def _prompts(model: Any, tokenizer: Any | None) -> list[tuple[str, list[int]]]:
     return [(prompt, list(tokenizer(prompt)["input_ids"])) for prompt in PROMPTS]
 
 
-def _continue(model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
-    """For each prompt the new tokens, and whether every logit on the way was finite.
+def _continued(model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
+    """All at once, since a step takes as long for one; where that fails, each by itself.
 
-    All at once: a step takes as long for one, since it is the weights that are read.
+    There is then no padding, which not every model's own code can bear.
     """
-    device = model.get_input_embeddings().weight.device
-    inputs = pad(prompts, "left")
+    if all(prompts):
+        with suppress(Exception):
+            found = _continue(model, prompts)
+            if all(finite for _, finite in found):
+                return found
+    return [_continue(model, [ids])[0] for ids in prompts]
+
+
+def _continue(model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], bool]]:
+    """For each prompt the new tokens, and whether every logit on the way was finite."""
+    device, two_sided = model.get_input_embeddings().weight.device, reads_decoder_inputs(model)
+    # An encoder may count positions from the left; whatever goes on must end at the right.
+    inputs = pad(prompts, "right" if two_sided else "left")
     settings_class: Any = transformers.GenerationConfig  # which has no types
     # The folder's own settings may ask for sampling.
     settings = settings_class(
@@ -83,7 +95,7 @@ def _continue(model: Any, prompts: Sequence[Sequence[int]]) -> list[tuple[list[i
         generation_config=settings,
     )
     # An encoder-decoder's sequence begins with its start token, any other's with the prompt.
-    start = 1 if reads_decoder_inputs(model) else inputs.ids.shape[1]
+    start = 1 if two_sided else inputs.ids.shape[1]
     finite = torch.stack([logits.isfinite().all(dim=1) for logits in made.logits], dim=1)
     ends, found = set(_ends(model)), []
     for tokens, steps in zip(made.sequences[:, start:].tolist(), finite.tolist(), strict=True):

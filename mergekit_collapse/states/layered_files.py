@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,11 @@ def brings_code(config: Any) -> bool:
     return bool(getattr(config, "auto_map", None))
 
 
-def computation(config: Any) -> str:
-    """What of a configuration decides how a model computes."""
-    told = {k: v for k, v in config.to_dict().items() if k not in _TOLD}
+def computation(config: Any, besides: Collection[str] = ()) -> str:
+    """What of a configuration decides how a model computes.
+
+    Args:
+        besides: further keys to leave out.
+    """
+    told = {k: v for k, v in config.to_dict().items() if k not in (*_TOLD, *besides)}
     return json.dumps([type(config).__name__, told], sort_keys=True, default=str)

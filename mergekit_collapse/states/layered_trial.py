@@ -30,11 +30,13 @@ from mergekit_collapse.states.stage_reader import stage_reader
 # Of different lengths, so that padding is tried too, and short: whether layers run apart shows on
 # a few tokens, and every token more is computed twice for nothing.
 _LENGTHS = (16, 12, 8, 4)
+# Of a configuration, what fine-tunes of one base differ in and no layer knows of.
+_TRIVIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "vocab_size")
 _ENCODER_DECODER = "it is an encoder-decoder, which is more than a stack of layers"
 
 
 class LayeredTrial:
-    """Tries one model of each architecture on beginnings of probes, before any is run by layers.
+    """Tries one model of each configuration on beginnings of probes, before any is run by layers.
 
     Of an adapter's model its base is tried.
 
@@ -56,10 +58,10 @@ class LayeredTrial:
         self._references, self._options = references, options
         self._kept, self._full = kept, full
         self._probes = _beginnings(probes.probes)
-        # By architecture: why layers cannot be run apart, None if they can.
+        # By kind: why layers cannot be run apart, None if they can.
         self._reasons: dict[str, str | None] = {}
         self._sought: set[str] = set()
-        self._architectures: dict[ModelReference, str] = {}
+        self._kinds: dict[ModelReference, str] = {}
         self._looked_at: dict[ModelReference, LayeredFiles] = {}
         self._built: dict[str, LayeredModel] = {}
 
@@ -106,8 +108,8 @@ class LayeredTrial:
         return self._looked_at[base]
 
     def due(self, bases: Iterable[ModelReference]) -> list[ModelReference]:
-        """The models that are going to be tried: of each architecture the first, unless known."""
-        first = {self._architecture(base): base for base in reversed(list(bases))}
+        """The models that are going to be tried: of each kind the first, unless it is known."""
+        first = {self._kind(base): base for base in reversed(list(bases))}
         return [base for base in first.values() if not self._known(base)]
 
     def visit(self, index: int, model: Any) -> None:
@@ -135,7 +137,7 @@ class LayeredTrial:
         """A copy of what is known, for another process or device; it keeps nothing."""
         other = copy.copy(self)
         other._options, other._kept, other._looked_at = options, NOT_KEPT, {}
-        other._reasons, other._built = dict(self._reasons), {}
+        other._reasons, other._sought, other._built = dict(self._reasons), set(self._sought), {}
         return other
 
     def reason(self) -> str | None:
@@ -164,48 +166,48 @@ class LayeredTrial:
         return open_layered_files(base, self._options, self.batches[0], self._built)
 
     def _reason(self, base: ModelReference) -> str | None:
-        return self._reasons.get(self._architecture(base))
+        return self._reasons[self._kind(base)]
 
     def _settle(self, reference: ModelReference, reason: str | None) -> None:
-        self._reasons[self._architecture(reference)] = reason
+        self._reasons[self._kind(reference)] = reason
         told = {"reason": reason, "model": str(reference), "what": "layer by layer"}
         self._kept.put(self._key(reference), told)
 
     def _give_up(self, reference: ModelReference, error: EvaluationError) -> None:
         """True of these weights and this run, so it is not kept."""
-        self._reasons[self._architecture(reference)] = str(error)
+        self._reasons[self._kind(reference)] = str(error)
 
     def _known(self, reference: ModelReference) -> bool:
-        architecture = self._architecture(reference)
-        if architecture not in self._reasons and architecture not in self._sought:
-            self._sought.add(architecture)
-            alike = [base for base in self._bases if self._architecture(base) == architecture]
-            found = (self._kept.get(key) for key in dict.fromkeys(map(self._key, alike)))
-            told = next((one for one in found if one is not None), None)
-            if told is not None and isinstance(told.get("reason"), str | None):
-                self._reasons[architecture] = told["reason"]
-        return architecture in self._reasons
+        kind = self._kind(reference)
+        if kind not in self._reasons and kind not in self._sought:
+            self._sought.add(kind)
+            told = self._kept.get(self._key(reference)) or {}
+            if "reason" in told and isinstance(told["reason"], str | None):
+                self._reasons[kind] = told["reason"]
+        return kind in self._reasons
 
-    def _architecture(self, reference: ModelReference) -> str:
-        """What one outcome is true of within a run: a class of transformers, or code of its own."""
+    def _kind(self, reference: ModelReference) -> str:
+        """What an outcome is true of: a configuration, since other weights go the same way through
+        the same code; where a model's own code is run, that model.
+        """
         base = bare(reference)
-        if base not in self._architectures:
+        if base not in self._kinds:
             config = read_config(base, self._options)
-            named = [type(config).__name__, *(getattr(config, "architectures", None) or ())]
-            self._architectures[base] = str(base) if brings_code(config) else " ".join(named)
-        return self._architectures[base]
+            own = self._options.trust_remote_code and brings_code(config)
+            self._kinds[base] = str(base) if own else computation(config, _TRIVIAL)
+        return self._kinds[base]
 
     def _key(self, reference: ModelReference) -> str | None:
         if self._kept.files is None:
             return None
-        config = read_config(reference, self._options)
+        base, what = bare(reference), self._kind(reference)
+        if what == str(base):
+            model = model_identity(base, self._options, full=self._full)
+            if model is None:
+                return None
+            what = repr(model)
         lengths = [len(probe.prompt) for probe in self._probes]
-        told = ("layered", lengths, conditions(self._options))
-        if not brings_code(config):
-            # Other weights go the same way through the same code.
-            return digest(*told, computation(config))
-        model = model_identity(reference, self._options, full=self._full)
-        return None if model is None else digest(*told, model)
+        return digest("layered", lengths, what, conditions(self._options))
 
     def _try(self, reference: ModelReference, model: Any) -> str | None:
         if reads_decoder_inputs(model):

@@ -144,14 +144,14 @@ def _build(config: Any, options: LoadOptions, where: str) -> Any:
     chosen = model_class(config, options, where)
     # Building writes the precision into the configuration.
     config = copy.deepcopy(config)
-    for part in (config, config.get_text_config()):
-        # Asked for in config.json, they would be collected at every call.
-        part.output_hidden_states = part.output_attentions = False
     named = issubclass(chosen, transformers.PreTrainedModel)
     build, more = chosen.from_config if not named else chosen._from_config, {}
     if not named:
         more["trust_remote_code"] = options.trust_remote_code
     try:
+        for part in (config, config.get_text_config()):
+            # Asked for in config.json, they would be collected at every call.
+            part.output_hidden_states = part.output_attentions = False
         with quiet(), accelerate.init_empty_weights(include_buffers=False):
             model = build(config, dtype=options.dtype, **more)
         # Within the block every parameter became a copy of its own.

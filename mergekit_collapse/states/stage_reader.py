@@ -64,14 +64,12 @@ class CudaReader:
     the processor holds ``PINNED`` bytes at most, however large a stage is. Whether all numbers
     are finite is asked of the device.
 
-    Args:
-        device: on whose current stream the tensors are going to be used.
+    The tensors are for the stream that is current where ``load`` is called.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no type for it
-        self._users = torch.cuda.current_stream(device)
         with torch.cuda.device(device):
             self._buffers = [
                 torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(_threads())
@@ -85,6 +83,7 @@ class CudaReader:
     def load(
         self, files: StagedFiles, stage: int, prepare: Prepare = dict
     ) -> dict[str, torch.Tensor]:
+        users = torch.cuda.current_stream(self._device)
         # Other threads may not write to what is made in inference mode.
         with self._lock, torch.inference_mode(False), torch.cuda.stream(self._stream):
             there = {name: files.files.empty(name, self._device) for name in files.stages[stage]}
@@ -94,7 +93,7 @@ class CudaReader:
             self._stream.synchronize()
         for tensor in prepared.values():
             # Their memory is not handed on before the kernels that read them are done.
-            tensor.record_stream(self._users)
+            tensor.record_stream(users)
         return prepared
 
     def _copy(self, target: torch.Tensor, piece: torch.Tensor) -> None:
@@ -143,19 +142,23 @@ def fill(
             running.append(pool.submit(move, *piece))
         wait(running, return_when=FIRST_EXCEPTION)
     finally:
-        for one in running:
-            one.cancel()
-        wait(running)
-    errors = [one.exception() for one in running if not one.cancelled()]
-    failed = next((error for error in errors if error is not None), None)
+        failed = _end(running)
+        running.clear()
     try:
         if failed is not None:
             raise failed
     finally:
         # An error refers to this frame: whatever refers to it in turn would keep the tensors.
-        running.clear()
-        errors.clear()
         del failed
+
+
+def _end(running: Sequence[Future[None]]) -> BaseException | None:
+    """Let what has begun come to its end, and nothing else; an error, if there was one."""
+    for one in running:
+        one.cancel()
+    wait(running)
+    errors = (one.exception() for one in running if not one.cancelled())
+    return next((error for error in errors if error is not None), None)
 
 
 def _pieces(tensors: Tensors, size: int) -> Iterator[tuple[str, int, torch.Tensor]]:
