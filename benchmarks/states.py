@@ -291,13 +291,14 @@ def read(models: list[Path]) -> float:
         buffers.put(bytearray(piece))
 
     def part(place: tuple[Path, int]) -> None:
-        buffer = buffers.get()
-        with place[0].open("rb", buffering=0) as file:
-            file.seek(place[1])
-            done = 0
-            while done < piece and (got := file.readinto(memoryview(buffer)[done:])):
-                done += got
-        buffers.put(buffer)
+        buffer, done = buffers.get(), 0
+        try:
+            with place[0].open("rb", buffering=0) as file:
+                file.seek(place[1])
+                while done < piece and (got := file.readinto(memoryview(buffer)[done:])):
+                    done += got
+        finally:
+            buffers.put(buffer)
 
     files = [file for model in models for file in model.glob("*.safetensors")]
     places = [(file, at) for file in files for at in range(0, file.stat().st_size, piece)]
