@@ -69,11 +69,8 @@ class TensorFiles:
 
     def may_equal(self, name: str, other: "TensorFiles", its_name: str) -> bool:
         """Whether two stored tensors agree in type, shape and their first and last bytes."""
-        mine, its = self._file_of[name].tensors[name], other._file_of[its_name].tensors[its_name]
-        if (mine.dtype, mine.shape) != (its.dtype, its.shape):
-            return False
-        size = mine.end - mine.begin
-        return all(
+        size = self.nbytes(name)
+        return self._alike(name, other, its_name) and all(
             self._agree(name, other, its_name, at, min(_SAMPLE, size - at))
             for at in {0, max(0, size - _SAMPLE)}
         )
@@ -81,10 +78,15 @@ class TensorFiles:
     def equal(self, name: str, other: "TensorFiles", its_name: str) -> bool:
         """Whether two stored tensors are the same bit for bit: -0 is not 0, and NaN is NaN."""
         size = self.nbytes(name)
-        return self.may_equal(name, other, its_name) and all(
+        return self._alike(name, other, its_name) and all(
             self._agree(name, other, its_name, at, min(_PIECE, size - at))
             for at in range(0, size, _PIECE)
         )
+
+    def _alike(self, name: str, other: "TensorFiles", its_name: str) -> bool:
+        """Whether two tensors agree in type and shape."""
+        mine, its = self._file_of[name].tensors[name], other._file_of[its_name].tensors[its_name]
+        return (mine.dtype, mine.shape) == (its.dtype, its.shape)
 
     def _agree(self, name: str, other: "TensorFiles", its_name: str, at: int, size: int) -> bool:
         """Whether two tensors have the same bytes from ``at``."""
