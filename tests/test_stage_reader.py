@@ -15,6 +15,8 @@ from mergekit_collapse.states import tensor_files
 from mergekit_collapse.states.stage_reader import fill
 from mergekit_collapse.states.tensor_files import TensorFiles
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tensors():
